@@ -1,0 +1,238 @@
+"""One .pth that holds everything a prediction needs, as plain data."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import platform
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+import face_gender
+from face_gender.files import InputError, write_atomically
+from face_gender.models import build_model
+from face_gender.preprocessing import Preprocessing
+from face_gender.recipes import RECIPES, Recipe, get_recipe
+
+FORMAT = 1
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a checkpoint's figures depend on."""
+    return {
+        "face_gender": face_gender.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained net, with all that is needed to rebuild it and to judge it.
+
+    ``classes``: names in the order of the net's outputs; ``epoch``: 0-based, None where it is
+    not known; ``metrics``: figures on the validation split; ``seen``: (n,) int64, sorted, the
+    first 64 bits of the sha256 of every picture that it was trained or chosen on;
+    ``weights``: the state_dict.
+    """
+
+    recipe: Recipe
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights: Mapping[str, Tensor]
+    epoch: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def save(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write the file atomically; ``dtype`` (float16) halves the size of the weights."""
+        weights = {
+            name: tensor.detach().cpu().to(dtype)
+            if dtype is not None and tensor.is_floating_point()
+            else tensor.detach().cpu()
+            for name, tensor in self.weights.items()
+        }
+        content = {
+            "format": FORMAT,
+            "recipe": self.recipe.to_dict(),
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_dict(),
+            "epoch": self.epoch,
+            "metrics": dict(self.metrics),
+            "seen": self.seen,
+            "versions": dict(self.versions),
+            "weights": weights,
+        }
+        # Through memory: torch turns a full disk into a RuntimeError of its own wording.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+    def build(self) -> tuple[nn.Module, v2.Transform]:
+        """Return the net, on the CPU in eval mode and float32, and the transform it takes.
+
+        Raises InputError where the weights do not fit the recipe's net and the classes.
+        """
+        model = build_model(self.recipe.arch, len(self.classes))
+        load_weights(model, self.weights, f"{self.recipe.name} with {len(self.classes)} classes")
+        return model.eval(), self.preprocessing.eval_transform()
+
+    def describe(self) -> str:
+        """Return recipe, epoch and validation accuracy in a few words."""
+        words = [self.recipe.name]
+        if self.epoch is not None:
+            words.append(f"epoch {self.epoch}")
+        if "val_accuracy" in self.metrics:
+            words.append(f"validation accuracy {self.metrics['val_accuracy']:.4f}")
+        return ", ".join(words)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    recipe: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Checkpoint:
+    """Read a checkpoint of this kit, or a plain state_dict with its ``recipe`` and ``classes``.
+
+    A checkpoint knows both by itself; naming others than its own is refused. No code in the file
+    is ever run (``weights_only``). Raises InputError, in one sentence, for all that is wrong.
+    """
+    path = Path(path)
+    weights = read_weights(path)
+    if isinstance(weights, Checkpoint):
+        _check_claims(weights, path, recipe, classes)
+        return weights
+    if recipe is None or classes is None:
+        raise InputError(
+            f"{path} is a plain state_dict, which knows neither its net nor its classes: "
+            f"add --recipe (one of {', '.join(RECIPES)}) and --classes (such as female,male)."
+        )
+    known = get_recipe(recipe)
+    return Checkpoint(known, tuple(classes), known.preprocessing, weights, versions={})
+
+
+def read_weights(path: str | os.PathLike[str]) -> Checkpoint | dict[str, Tensor]:
+    """Read a .pth: a checkpoint of this kit, or the plain state_dict that it is instead."""
+    path = Path(path)
+    content = _read(path)
+    if "weights" in content and "recipe" in content:
+        return _parse(content, path)
+    return _state_dict(content, path)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Copy a state_dict into a model, all of it. Raises InputError where the two differ."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    # Files older than PyTorch 0.4.1 lack this counter, which no prediction uses.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        example = f"no {missing[0]}" if missing else f"{unexpected[0]}, which the net has not"
+        raise InputError(
+            f"these weights are not those of {name} (they have {example}): "
+            "name the recipe that they were trained with."
+        )
+    for key, tensor in weights.items():
+        if own[key].shape != tensor.shape:
+            raise InputError(
+                f"these weights are not those of {name}: {key} is {tuple(tensor.shape)} "
+                f"and should be {tuple(own[key].shape)}: name their own recipe and classes."
+            )
+    model.load_state_dict(dict(weights), strict=False)
+
+
+def hash64(sha256: Iterable[str]) -> Tensor:
+    """Return the first 64 bits of each hexadecimal sha256 as sorted, distinct int64."""
+    values = {int.from_bytes(bytes.fromhex(each[:16]), "big", signed=True) for each in sha256}
+    return torch.tensor(sorted(values), dtype=torch.int64)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: give the path of a .pth file.") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than weights (a whole pickled model, or no weights at all), and "
+            "code in it is never run: save model.state_dict() instead."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read as weights ({_first_line(error)}): copy or train it again."
+        ) from error
+    except Exception as error:  # a damaged pickle raises anything
+        raise InputError(
+            f"{path} is damaged ({_first_line(error)}): copy or train it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} holds no weights but a {type(content).__name__}: give a .pth file."
+        )
+    return content
+
+
+def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has format {content.get('format')!r} and this version reads {FORMAT}: "
+            "use the version of face_gender that wrote it."
+        )
+    try:
+        return Checkpoint(
+            recipe=Recipe.from_dict(content["recipe"]),
+            classes=tuple(str(name) for name in content["classes"]),
+            preprocessing=Preprocessing.from_dict(content["preprocessing"]),
+            weights=_state_dict(content["weights"], path),
+            epoch=content["epoch"],
+            metrics=dict(content["metrics"]),
+            seen=content["seen"],
+            versions=dict(content["versions"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a whole checkpoint ({_first_line(error)}): copy or train it again."
+        ) from error
+
+
+def _check_claims(
+    checkpoint: Checkpoint, path: Path, recipe: str | None, classes: Sequence[str] | None
+) -> None:
+    if recipe is not None and recipe != checkpoint.recipe.name:
+        raise InputError(
+            f"{path} was trained with recipe {checkpoint.recipe.name}, not {recipe}: "
+            "leave --recipe out, the file knows it."
+        )
+    if classes is not None and tuple(classes) != checkpoint.classes:
+        raise InputError(
+            f"{path} has the classes {','.join(checkpoint.classes)}, not {','.join(classes)}: "
+            "leave --classes out, the file knows them."
+        )
+
+
+def _state_dict(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the tensors, also from under the names that other training scripts put them."""
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content.get(name), dict):
+            content = content[name]
+    if not content or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise InputError(f"{path} holds no weights: save model.state_dict().")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".:")

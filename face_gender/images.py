@@ -1,0 +1,111 @@
+"""One picture: bytes of any format and mode -> an RGB image, or UnreadableImage."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from face_gender.files import Source
+
+# Pillow's own threshold for a decompression bomb. It only warns there; here it is the end.
+MAX_PIXELS = 89_478_485
+
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "HEIF")
+
+# Oddities of metadata do not concern the pixels, and size is checked in _decode.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class UnreadableImage(Exception):  # noqa: N818 - a name from the design, it says what it is
+    """A file that cannot become a picture: ``path`` and, in a few words, the ``reason``."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def load_image(path: str | os.PathLike[str], source: Source | None = None) -> Image.Image:
+    """Read one picture, upright (EXIF orientation applied), as an 8-bit RGB image.
+
+    ``path`` is a file or, with ``source``, a name in that folder or archive. Grey, palette,
+    1-bit, 16-bit, float, CMYK and transparent pictures are converted (transparency is laid over
+    white); of an animation, the first frame is taken. Raises UnreadableImage for everything
+    that cannot be read: missing, empty or truncated files, text, more than MAX_PIXELS pixels.
+    """
+    name = os.fspath(path)
+    try:
+        data = source.read(name) if source is not None else Path(name).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(name, f"cannot be read ({error.strerror or error})") from error
+    return decode_image(data, name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode the bytes of one picture as `load_image` does; ``name`` is for the error alone."""
+    if not data:
+        raise UnreadableImage(name, "empty file")
+    try:
+        return _decode(data)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(name, "not an image, or of a format that is not known") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(name, f"decompression bomb: over {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        raise UnreadableImage(name, f"damaged: {reason}") from error
+
+
+def _decode(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats of photographs; Pillow knows more, one of which (EPS) starts a program."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block raises anything; the pixels are still good
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith(("I", "F")):
+        return _eight_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float grey values to 0..255; Pillow's own convert clips them."""
+    values = np.asarray(image, dtype=np.float64)
+    top = float(np.nanmax(values, initial=0))
+    if image.mode.startswith("I;16") or (image.mode == "I" and top > 255):
+        values = values / 257
+    elif image.mode == "F" and top <= 1:
+        values = values * 255
+    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))

@@ -1,0 +1,428 @@
+"""A folder or an archive of pictures -> index.csv: scan, hash, split, once and for good."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm.auto import tqdm
+
+from face_gender.files import (
+    FolderSource,
+    InputError,
+    Source,
+    has_image_suffix,
+    image_names,
+    is_hidden,
+    open_source,
+    write_atomically,
+)
+from face_gender.images import UnreadableImage, decode_image
+
+CLASS_FOLDERS = ("male", "female")
+SPLITS = ("train", "val", "test")
+_OLDER_NAMES = {"image_name": "path", "class": "label"}
+_CHUNK = 1_000
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What `create_csv` wrote and what it left out. Can be passed wherever a path is taken.
+
+    ``path``: the CSV; ``table``: its rows; ``unreadable``: (path, reason) of pictures that
+    cannot be read; ``contradictions``: for each content that lies under both labels, its paths;
+    ``duplicates``: how many rows repeat the bytes of an earlier row.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    unreadable: tuple[tuple[str, str], ...]
+    contradictions: tuple[tuple[str, ...], ...]
+    duplicates: int
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def summary(self) -> str:
+        """Return what was written and what was left out, as text of a few lines."""
+        contradicting = sum(len(paths) for paths in self.contradictions)
+        return (
+            f"{self.counts().to_string()}\n"
+            f"{self.path}: {len(self.table)} pictures, {self.duplicates} of them repeat another's "
+            f"bytes; left out: {len(self.unreadable)} unreadable, {contradicting} under both labels"
+        )
+
+    def counts(self) -> pd.DataFrame:
+        """Return the number of pictures by split (rows) and class (columns)."""
+        classes = self.table["label"].map(dict(enumerate(CLASS_FOLDERS)))
+        counts = pd.crosstab(self.table["split"], classes)
+        return counts.reindex(index=list(SPLITS), columns=list(CLASS_FOLDERS), fill_value=0)
+
+
+def create_csv(
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    ratios: Sequence[float] = (70, 15, 15),
+    seed: int = 0,
+    groups: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> IndexReport:
+    """Index the pictures of ``data`` and write the CSV ``path,label,split,sha256[,group]``.
+
+    ``data``: a folder that holds male/ and female/, a .zip archive of one (at its root or one
+    level down), or a CSV of an older form (``path,label`` or ``image_name,class``) beside its
+    pictures. ``path`` is POSIX and relative to ``data``; ``label`` 0 = male, 1 = female.
+    ``ratios``: shares of train, val and test, adding up to 100. ``groups``: a CSV ``path,group``;
+    rows of one group (a person) stay in one split, as byte-identical files always do. The split
+    depends on the contents, the groups, ``ratios`` and ``seed``, never on names or their order.
+    Nothing but the CSV is written. Raises InputError, in one sentence, for all that is wrong.
+    """
+    data = Path(data)
+    shares = _check_ratios(ratios)
+    output = Path(output) if output is not None else _default_output(data)
+    if output.exists() and not force:
+        raise InputError(f"{output} exists: pass --force to replace it, or --output elsewhere.")
+    source, names, labels, known_groups = _scan(data)
+    group_of = {**known_groups, **(_read_groups(Path(groups), names) if groups else {})}
+    hashes, unreadable = _hash_all(source, names, progress)
+    table = pd.DataFrame({"path": names, "label": labels, "split": "", "sha256": hashes})
+    if groups or group_of:
+        table["group"] = [group_of.get(name, "") for name in names]
+    table = table[table["sha256"] != ""].sort_values("path", ignore_index=True)
+    table, contradictions = _without_contradictions(table)
+    _check_classes(table, data)
+    table["split"] = split_rows(table, shares, seed)
+    write_index(table, output)
+    duplicates = int(table["sha256"].duplicated().sum())
+    return IndexReport(output, table, unreadable, contradictions, duplicates)
+
+
+def write_index(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write an index atomically as UTF-8; names that are not UTF-8 keep their bytes."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
+def read_index(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read an index: ``path`` str, ``label`` int64, and ``split``, ``sha256``, ``group`` if there.
+
+    The older forms ``path,label`` and ``image_name,class`` are read too; a label is 0, 1, male
+    or female. Raises InputError for a missing file, missing columns and unknown labels.
+    """
+    table = _read_csv(Path(path)).rename(columns=_OLDER_NAMES)
+    missing = [name for name in ("path", "label") if name not in table]
+    if missing:
+        raise InputError(
+            f"{os.fspath(path)} has no column {' and no column '.join(missing)}: "
+            "make the index with data_split.py."
+        )
+    words = {"0": 0, "1": 1, **{name: i for i, name in enumerate(CLASS_FOLDERS)}}
+    labels = table["label"].str.strip().str.lower().map(words)
+    if labels.isna().any():
+        row = int(np.flatnonzero(labels.isna())[0])
+        raise InputError(
+            f"{os.fspath(path)}, row {row + 1}: label {table['label'].iloc[row]!r} is not "
+            "0, 1, male or female."
+        )
+    table["label"] = labels.astype(np.int64)
+    unknown = set(table["split"]) - set(SPLITS) if "split" in table else set()
+    if unknown:
+        raise InputError(
+            f"{os.fspath(path)}: split {min(unknown)!r} is not train, val or test: "
+            "make the index with data_split.py."
+        )
+    return table
+
+
+def split_rows(table: pd.DataFrame, shares: Sequence[float], seed: int) -> npt.NDArray[np.str_]:
+    """Return "train", "val" or "test" for every row, stratified by label.
+
+    Rows that share ``sha256`` or a non-empty ``group`` form one unit, and units are dealt out
+    whole: the largest first, equals in an order drawn from ``seed`` and their content. Each goes
+    where the share of the places filled is smallest (Webster's method), which meets the exact
+    quota with single pictures and stays proportional with large groups; while a class has only
+    as many units left as it has empty splits, it goes to one of these. Raises InputError where
+    a class has fewer units than splits.
+    """
+    labels = table["label"].to_numpy()
+    units = _units(table)
+    counts = np.array([np.bincount(labels[rows], minlength=2) for rows in units])
+    keys = [_key(seed, min(table["sha256"].to_numpy()[rows])) for rows in units]
+    order = sorted(range(len(units)), key=lambda unit: (-len(units[unit]), keys[unit]))
+    used = [i for i, share in enumerate(shares) if share > 0]
+    quota = np.array([_quotas(int(n), [shares[i] for i in used]) for n in counts.sum(axis=0)]).T
+    left = (counts > 0).sum(axis=0)
+    for label, units_left in enumerate(left):
+        if 0 < units_left < len(used):
+            raise InputError(
+                f"class {CLASS_FOLDERS[label]} has only {units_left} groups of pictures that "
+                f"belong together: {len(used)} splits need as many; add pictures or groups."
+            )
+    filled = np.zeros_like(quota)
+    splits = np.empty(len(table), dtype="<U5")
+    for unit in order:
+        chosen = _choose(filled, quota, counts[unit], left)
+        filled[chosen] += counts[unit]
+        left = left - (counts[unit] > 0)
+        splits[units[unit]] = SPLITS[used[chosen]]
+    return splits
+
+
+def _choose(filled: npt.NDArray, quota: npt.NDArray, count: npt.NDArray, left: npt.NDArray) -> int:
+    """Pick the split for a unit with ``count`` (2,) pictures; ``filled``, ``quota`` (splits, 2)."""
+    present = count > 0
+    level = ((filled + count / 2) / np.maximum(quota, 1e-9))[:, present] @ count[present]
+    must = (filled == 0)[:, present] & (left <= (filled == 0).sum(axis=0))[present]
+    if must.any():
+        level = np.where(must.any(axis=1), level, np.inf)
+    return int(level.argmin())
+
+
+def _quotas(total: int, shares: Sequence[float]) -> list[float]:
+    """Split ``total`` into whole numbers by largest remainder, each at least 1 if it can be."""
+    exact = [total * share / sum(shares) for share in shares]
+    quotas = [int(value) for value in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - exact[i])
+    for i in by_remainder[: total - sum(quotas)]:
+        quotas[i] += 1
+    for i, quota in enumerate(quotas):
+        if quota == 0 and max(quotas) > 1:
+            quotas[quotas.index(max(quotas))] -= 1
+            quotas[i] = 1
+    return [float(quota) for quota in quotas]
+
+
+def _key(seed: int, content: str) -> str:
+    return hashlib.sha256(f"{seed}:{content}".encode()).hexdigest()
+
+
+def _units(table: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
+    """Return the row positions of each set of rows connected by content or by group."""
+    keys: list[tuple[str, Hashable]] = [("sha256", value) for value in table["sha256"]]
+    parent: dict[tuple[str, Hashable], tuple[str, Hashable]] = {key: key for key in keys}
+
+    def root(key: tuple[str, Hashable]) -> tuple[str, Hashable]:
+        while parent[key] != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    groups = table["group"] if "group" in table else [""] * len(table)
+    for key, group in zip(keys, groups, strict=True):
+        if group != "":
+            parent.setdefault(("group", group), ("group", group))
+            parent[root(("group", group))] = root(key)
+    members: dict[tuple[str, Hashable], list[int]] = {}
+    for row, key in enumerate(keys):
+        members.setdefault(root(key), []).append(row)
+    return [np.array(rows, dtype=np.int64) for rows in members.values()]
+
+
+def _default_output(data: Path) -> Path:
+    return (data if data.is_dir() else data.parent) / "index.csv"
+
+
+def _check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
+    total = sum(ratios)
+    if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0:
+        raise InputError(
+            f"ratios are three numbers for {', '.join(SPLITS)}, that of train above 0."
+        )
+    if abs(total - 100) > 1e-6 and abs(total - 1) > 1e-6:
+        raise InputError(f"ratios must add up to 100, not to {total:g}: for example 70 15 15.")
+    return tuple(ratios)
+
+
+def _scan(data: Path) -> tuple[Source, list[str], list[int], dict[str, str]]:
+    """Return where to read from, the pictures' names and labels, and groups known already."""
+    if data.suffix.lower() == ".csv" and data.is_file():
+        return _scan_older_csv(data)
+    source = open_source(data)
+    if isinstance(source, FolderSource):
+        found = _folder_names(source, data)
+    else:
+        found = _archive_names(list(source.names()), data)
+    names = sorted(name for name, _ in found)
+    label_of = dict(found)
+    for label, folder in enumerate(CLASS_FOLDERS):
+        if label not in label_of.values():
+            raise InputError(
+                f"{data} has no pictures in {folder}/: put that class's pictures there."
+            )
+    return source, names, [label_of[name] for name in names], {}
+
+
+def _folder_names(source: FolderSource, data: Path) -> list[tuple[str, int]]:
+    folders = [path for path in data.iterdir() if _label(path.name) is not None and path.is_dir()]
+    if not folders:
+        inner = [path for path in data.iterdir() if path.is_dir() and (path / "male").is_dir()]
+        hint = f"did you mean {inner[0]}?" if inner else "name the folder that holds these two."
+        raise InputError(f"{data} holds no folders male/ and female/: {hint}")
+    found = []
+    for folder in folders:
+        names = (f"{folder.name}/{name}" for name in FolderSource(folder).names())
+        found += [(name, _label(folder.name) or 0) for name in image_names(names)]
+    return found
+
+
+def _archive_names(names: list[str], data: Path) -> list[tuple[str, int]]:
+    visible = image_names(names)
+    for depth in (0, 1):
+        parts = [(name, name.split("/")) for name in visible]
+        found = [
+            (name, label, part[:depth])
+            for name, part in parts
+            if len(part) > depth + 1 and (label := _label(part[depth])) is not None
+        ]
+        tops = sorted({"/".join(top) for _, _, top in found})
+        if len(tops) > 1:
+            raise InputError(
+                f"{data} holds male/ and female/ in several folders ({', '.join(tops[:3])}): "
+                "make one archive of each."
+            )
+        if found:
+            return [(name, label) for name, label, _ in found]
+    raise InputError(
+        f"{data} holds no pictures in male/ and female/, at its root or one level down: "
+        "make an archive of the folder that holds these two."
+    )
+
+
+def _label(folder: str) -> int | None:
+    name = folder.lower()
+    return CLASS_FOLDERS.index(name) if name in CLASS_FOLDERS else None
+
+
+def _scan_older_csv(path: Path) -> tuple[Source, list[str], list[int], dict[str, str]]:
+    """Find the pictures that a CSV of an older form names, beside the CSV or in class folders."""
+    table = read_index(path)
+    root = path.parent
+    named = [name.replace("\\", "/") for name in table["path"]]
+    labels = table["label"].tolist()
+    names = [_locate(root, name, label) for name, label in zip(named, labels, strict=True)]
+    if not any((root / name).is_file() for name in names[:_CHUNK]):
+        raise InputError(
+            f"{path} names pictures that are not there, such as {named[0] if named else 'none'}: "
+            "put the CSV into the folder that its paths start from."
+        )
+    label_of: dict[str, int] = {}
+    for name, label in zip(names, labels, strict=True):
+        if label_of.setdefault(name, label) != label:
+            raise InputError(f"{path} gives {name} both labels: leave one of the rows out.")
+    groups = dict(zip(names, table["group"], strict=True)) if "group" in table else {}
+    keep = sorted(name for name in label_of if has_image_suffix(name) and not is_hidden(name))
+    return FolderSource(root), keep, [label_of[name] for name in keep], groups
+
+
+def _locate(root: Path, name: str, label: int) -> str:
+    """Return the path relative to ``root`` of a picture that an older CSV names."""
+    if Path(name).is_absolute() and Path(name).is_relative_to(root.absolute()):
+        name = Path(name).relative_to(root.absolute()).as_posix()
+    inside = name.removeprefix(f"{root.absolute().name}/")
+    candidates = [name, f"{CLASS_FOLDERS[label]}/{name}", inside]
+    return next((each for each in candidates if (root / each).is_file()), name)
+
+
+def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Read ``path,group``; its paths are relative to the data or to what holds male/, female/."""
+    table = _read_csv(path)
+    if "path" not in table or "group" not in table:
+        raise InputError(f"{path} must have the columns path and group.")
+    group_of = dict(zip(table["path"], table["group"], strict=True))
+    found = {}
+    for name in names:
+        group = group_of.get(name, group_of.get(name.partition("/")[2], ""))
+        if group:
+            found[name] = group
+    if not found:
+        example = next(iter(group_of), "nothing")
+        raise InputError(
+            f"{path} names no picture of the data (it has {example}, the data has {names[0]}): "
+            "its paths must be relative to the data."
+        )
+    return found
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return pd.read_csv(file, dtype=str, keep_default_na=False)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): make an index with data_split.py."
+        ) from error
+    except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{path} is not a CSV ({reason}): make it again.") from error
+
+
+def _hash_all(
+    source: Source, names: Sequence[str], progress: bool
+) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    """Return each file's sha256, "" for one that is no readable picture, and these' reasons."""
+    hashes: list[str] = []
+    unreadable: list[tuple[str, str]] = []
+    with (
+        ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(names), desc="index", unit="file", disable=not progress) as bar,
+    ):
+        # In chunks, so that the pool never holds more than one chunk's results.
+        for start in range(0, len(names), _CHUNK):
+            chunk = names[start : start + _CHUNK]
+            for name, (digest, reason) in zip(
+                chunk, pool.map(lambda name: _hash_one(source, name), chunk), strict=True
+            ):
+                hashes.append(digest)
+                if reason:
+                    unreadable.append((name, reason))
+                bar.update()
+    return hashes, tuple(unreadable)
+
+
+def _hash_one(source: Source, name: str) -> tuple[str, str]:
+    try:
+        data = source.read(name)
+        decode_image(data, name)
+    except UnreadableImage as error:
+        return "", error.reason
+    except OSError as error:
+        return "", f"cannot be read ({error.strerror or error})"
+    return hashlib.sha256(data).hexdigest(), ""
+
+
+def _without_contradictions(
+    table: pd.DataFrame,
+) -> tuple[pd.DataFrame, tuple[tuple[str, ...], ...]]:
+    """Leave out the contents that lie under both labels, and return their paths."""
+    both = table.groupby("sha256")["label"].transform("nunique") > 1
+    paths = table[both].groupby("sha256")["path"].apply(tuple)
+    return table[~both].reset_index(drop=True), tuple(sorted(paths))
+
+
+def _check_classes(table: pd.DataFrame, data: Path) -> None:
+    for label, folder in enumerate(CLASS_FOLDERS):
+        count = int((table["label"] == label).sum())
+        if count < len(SPLITS):
+            raise InputError(
+                f"{data}: class {folder} has {count} readable pictures, and a split needs at "
+                f"least {len(SPLITS)}: add pictures."
+            )
+
+
+def hashes_of(source: Source, names: Iterable[str]) -> list[str]:
+    """Return the sha256 of each name's bytes, "" for one that cannot be read."""
+    found = []
+    for name in names:
+        try:
+            found.append(hashlib.sha256(source.read(name)).hexdigest())
+        except OSError:
+            found.append("")
+    return found

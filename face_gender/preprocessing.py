@@ -1,0 +1,110 @@
+"""How a picture becomes a tensor, as a value that travels with the weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torchvision.transforms import v2
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes made to training pictures alone.
+
+    ``horizontal_flip`` is the probability of a mirrored picture (0 to 1), ``rotation`` the
+    largest turn to either side in degrees (0 to 180); the corners become black.
+    """
+
+    horizontal_flip: float = 0.0
+    rotation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip is a probability, not {self.horizontal_flip}.")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation is an angle from 0 to 180 degrees, not {self.rotation}.")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The one description from which the train and the eval transform are made.
+
+    ``height`` and ``width`` in pixels. ``resize`` is "stretch" (to height x width whatever the
+    picture's shape, as all four published recipes do) or "crop" (the shorter side to fit, then
+    the centre). ``mean`` and ``std`` are per channel (RGB), for values in 0..1.
+    """
+
+    height: int = 224
+    width: int = 224
+    resize: Literal["stretch", "crop"] = "stretch"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    augmentation: Augmentation = Augmentation()
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"a picture of {self.height} x {self.width} pixels has no pixels.")
+        if self.resize not in ("stretch", "crop"):
+            raise ValueError(f"resize is 'stretch' or 'crop', not {self.resize!r}.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std take three numbers each, std above zero.")
+
+    def eval_transform(self) -> v2.Transform:
+        """Return the transform from a PIL image to a float32 tensor of shape (3, H, W)."""
+        return v2.Compose([v2.ToImage(), *self._resize(), *self._normalize()])
+
+    def train_transform(self) -> v2.Transform:
+        """Return the eval transform with the random augmentation after the resize."""
+        random: list[v2.Transform] = []
+        if self.augmentation.horizontal_flip:
+            random.append(v2.RandomHorizontalFlip(self.augmentation.horizontal_flip))
+        if self.augmentation.rotation:
+            random.append(
+                v2.RandomRotation(self.augmentation.rotation, v2.InterpolationMode.BILINEAR)
+            )
+        return v2.Compose([v2.ToImage(), *self._resize(), *random, *self._normalize()])
+
+    def _resize(self) -> list[v2.Transform]:
+        size = [self.height, self.width]
+        if self.resize == "stretch":
+            return [v2.Resize(size, antialias=True)]
+        return [_ShorterSideCrop(self.height, self.width)]
+
+    def _normalize(self) -> list[v2.Transform]:
+        to_float = v2.ToDtype(torch.float32, scale=True)
+        return [to_float, v2.Normalize(list(self.mean), list(self.std))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """Rebuild the value from plain data. Raises TypeError or ValueError on anything else."""
+        values = dict(values)
+        augmentation = Augmentation(**values.pop("augmentation", {}))
+        mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
+        return cls(augmentation=augmentation, mean=mean, std=std, **values)
+
+
+class _ShorterSideCrop(v2.Transform):
+    """Scale until the picture just covers height x width, then cut out the centre."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.size = [height, width]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        scale = max(self.size[0] / height, self.size[1] / width)
+        covering = [
+            max(self.size[0], round(height * scale)),
+            max(self.size[1], round(width * scale)),
+        ]
+        resized = v2.functional.resize(image, covering, antialias=True)
+        return v2.functional.center_crop(resized, self.size)

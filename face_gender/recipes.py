@@ -1,0 +1,161 @@
+"""The published ways to train, each as one frozen value, chosen by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from face_gender.files import InputError
+from face_gender.models import check_arch, is_own
+from face_gender.preprocessing import Augmentation, Preprocessing
+
+CLASSES = ("male", "female")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run but the data, the seed and the machine.
+
+    ``arch``: a name that `models.build_model` knows. ``init``: "imagenet", "none" (random
+    weights) or the path of a .pth to start from. ``frozen``: submodules that keep the weights
+    they start with; nothing is frozen when ``init`` is "none", since random layers would stay
+    random. ``feature_extract``: train the last layer alone. ``loss``: "nll" for a net that
+    answers with log-probabilities. ``best_by``: what the best epoch is chosen by on the
+    validation split. ``patience``: stop after so many epochs without a better one; None: never.
+    Raises ValueError for contradictions, InputError for a net that does not exist.
+    """
+
+    name: str
+    arch: str
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    amsgrad: bool = False
+    init: str = "imagenet"
+    frozen: tuple[str, ...] = ()
+    feature_extract: bool = False
+    loss: Literal["cross_entropy", "nll"] = "cross_entropy"
+    best_by: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        check_arch(self.arch)
+        if not self.name or any(sign in self.name for sign in '/\\:*?"<>|') or self.name[0] == ".":
+            raise ValueError(f"{self.name!r} cannot be a recipe's name: it names a folder too.")
+        if self.optimizer not in ("adam", "adamw", "sgd"):
+            raise ValueError(f"optimizer is 'adam', 'adamw' or 'sgd', not {self.optimizer!r}.")
+        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ValueError("epochs, batch_size and learning_rate must be above zero.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError("patience is a number of epochs above zero, or None.")
+        if self.loss not in ("cross_entropy", "nll") or (self.loss == "nll") != _log_output(self):
+            raise ValueError("loss is 'nll' for dropout_cnn and 'cross_entropy' for all others.")
+        if self.best_by not in ("val_accuracy", "val_loss"):
+            raise ValueError(f"best_by is 'val_accuracy' or 'val_loss', not {self.best_by!r}.")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError("momentum belongs to optimizer='sgd'.")
+        if self.amsgrad and self.optimizer == "sgd":
+            raise ValueError("amsgrad belongs to optimizer='adam' or 'adamw'.")
+        if self.init == "imagenet" and is_own(self.arch):
+            raise ValueError(
+                f"{self.arch} has no ImageNet weights: use init='none' or a .pth file."
+            )
+        if self.init == "none" and self.feature_extract:
+            raise ValueError("feature_extract needs trained features: init cannot be 'none'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Rebuild a recipe from plain data. Raises TypeError, KeyError or ValueError."""
+        values = dict(values)
+        values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+        values["frozen"] = tuple(values["frozen"])
+        return cls(**values)
+
+
+def _log_output(recipe: Recipe) -> bool:
+    return recipe.arch == "dropout_cnn"
+
+
+_PUBLISHED = (
+    Recipe(
+        name="resnet18",
+        arch="resnet18",
+        frozen=("conv1", "bn1", "layer1"),
+        optimizer="adamw",
+        amsgrad=True,
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        epochs=6,
+        batch_size=100,
+    ),
+    Recipe(
+        name="resnet50",
+        arch="resnet50",
+        optimizer="sgd",
+        momentum=0.9,
+        learning_rate=1e-3,
+        epochs=3,
+        batch_size=16,
+    ),
+    Recipe(
+        name="compact_cnn",
+        arch="compact_cnn",
+        init="none",
+        preprocessing=Preprocessing(height=100, width=80, mean=(0.5,) * 3, std=(0.5,) * 3),
+        optimizer="adam",
+        learning_rate=3e-4,
+        epochs=15,
+        batch_size=64,
+    ),
+    Recipe(
+        name="dropout_cnn",
+        arch="dropout_cnn",
+        init="none",
+        preprocessing=Preprocessing(
+            height=128, width=128, augmentation=Augmentation(horizontal_flip=0.5, rotation=15)
+        ),
+        loss="nll",
+        optimizer="adam",
+        learning_rate=2e-4,
+        epochs=100,
+        batch_size=64,  # the publication names none
+        best_by="val_loss",
+        patience=10,
+    ),
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _PUBLISHED})
+
+
+def get_recipe(name: str, size: tuple[int, int] | None = None, **changes: Any) -> Recipe:
+    """Return the recipe of that name, with ``changes`` to its fields.
+
+    ``size`` is (height, width) in pixels. A change of ``arch`` alone changes the name with it and
+    freezes nothing, since a recipe's frozen layers are those of its own net. Raises
+    InputError for a name that is not known and ValueError for a change that contradicts the rest.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}."
+        raise InputError(f"there is no recipe named {name!r}: {hint}")
+    recipe = RECIPES[name]
+    if changes.get("arch", recipe.arch) != recipe.arch:
+        changes = {"name": changes["arch"], "frozen": (), **changes}
+    if size is not None:
+        preprocessing = changes.get("preprocessing", recipe.preprocessing)
+        changes["preprocessing"] = replace(preprocessing, height=size[0], width=size[1])
+    try:
+        return replace(recipe, **changes)
+    except TypeError as error:
+        raise ValueError(f"a recipe has no such setting: {', '.join(changes)}.") from error

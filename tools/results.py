@@ -1,0 +1,91 @@
+"""Reproduce the figures of docs/results.md.
+
+python tools/results.py train RECIPE INDEX DATA [--init none] [--size 96 96] [--epochs 10]
+python tools/results.py test WEIGHTS INDEX DATA [--all]
+
+``train`` writes one line of JSON an epoch to OUT/RECIPE.jsonl; ``test`` prints the figures on the
+test split, or with --all on every row of an index that the weights have not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from face_gender.files import InputError
+from face_gender.recipes import get_recipe
+from face_gender.training import evaluate, train
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("recipe")
+    training.add_argument("--init")
+    training.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    training.add_argument("--epochs", type=int)
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--workers", type=int)
+    training.add_argument("--out", type=Path, default=Path("model_weights"))
+    testing = commands.add_parser("test")
+    testing.add_argument("weights", type=Path)
+    testing.add_argument("--all", action="store_true", help="all rows, not the test split alone")
+    for command in (training, testing):
+        command.add_argument("index", type=Path)
+        command.add_argument("data", type=Path)
+    return parser.parse_args()
+
+
+def run_training(options: argparse.Namespace) -> None:
+    """Train and write a line an epoch."""
+    changes: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("init", "size", "epochs")
+        if getattr(options, name) is not None
+    }
+    recipe = get_recipe(options.recipe, **changes)
+    options.out.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    with open(options.out / f"{recipe.name}.jsonl", "a", encoding="utf-8") as log:
+        for report in train(
+            recipe,
+            options.index,
+            options.data,
+            options.out,
+            seed=options.seed,
+            workers=options.workers,
+            progress=False,
+        ):
+            line = {**asdict(report), "checkpoint": report.checkpoint.name, "seed": options.seed}
+            line["minutes"] = round((time.time() - started) / 60, 2)
+            print(json.dumps(line), file=log, flush=True)
+
+
+def run_test(options: argparse.Namespace) -> None:
+    """Print the figures of one evaluation."""
+    split = None if options.all else "test"
+    result = evaluate(options.weights, options.index, options.data, split)
+    print(result.summary())
+    print(result.confusion)
+
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    options = parse()
+    try:
+        run_training(options) if options.command == "train" else run_test(options)
+    except InputError as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
