@@ -1,0 +1,72 @@
+"""Tiny drawn faces: reddish men, bluish women, so that a net learns them in a few steps."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+COLOURS = {"male": (200, 60, 50), "female": (50, 70, 210)}
+
+
+def draw_face(label: str, seed: int, size: tuple[int, int] = (36, 44)) -> Image.Image:
+    """Draw one face of (width, height) pixels; another seed gives other bytes."""
+    noise = np.random.default_rng([seed, len(label)]).integers(0, 60, (size[1], size[0], 3))
+    image = Image.fromarray(noise.astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    width, height = size
+    draw.ellipse((width * 0.15, height * 0.1, width * 0.85, height * 0.95), fill=COLOURS[label])
+    for x in (0.35, 0.65):
+        draw.ellipse((width * x - 2, height * 0.4 - 2, width * x + 2, height * 0.4 + 2), fill="white")
+    return image
+
+
+def make_faces(folder: Path, male: int = 20, female: int = 20) -> Path:
+    """Write folder/male/m_0.jpg … and folder/female/f_0.jpg …, all different."""
+    for label, count in (("male", male), ("female", female)):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            draw_face(label, i).save(folder / label / f"{label[0]}_{i}.jpg", quality=92)
+    return folder
+
+
+def make_zip(folder: Path, archive: Path, prefix: str = "") -> Path:
+    """Pack the files under a folder, each name after ``prefix``."""
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                out.write(path, prefix + path.relative_to(folder).as_posix())
+    return archive
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Return content and modification time of every file, to see that nothing changed."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A data set of 20 + 20 drawn faces."""
+    return make_faces(tmp_path / "data")
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Return the path of a real archive beside the repository, or skip the test."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"{name} is not beside this repository")
+        return SHARED / name
+
+    return find
