@@ -1,8 +1,11 @@
 """Train and run a classifier that tells male from female face pictures.
 
 Importing the package does no work and pulls in no library; import the module that you need:
-``files``, ``images``, ``index``, ``preprocessing``, ``models``, ``recipes``, ``dataset``,
-``checkpoint``, ``metrics``, ``training``, ``inference``, ``plots``.
+``files``, ``images``, ``index``, ``preprocessing``, ``models``, ``recipes``, ``devices``,
+``dataset``, ``checkpoint``, ``metrics``, ``training``, ``inference``, ``plots``.
 """
 
 __version__ = "0.1.0"
+
+# Here, so that a command line can be checked without importing torch.
+RECIPE_NAMES = ("resnet18", "resnet50", "compact_cnn", "dropout_cnn")

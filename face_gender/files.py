@@ -38,6 +38,9 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 
+# More than the pixels that images.py accepts take uncompressed: no picture, but a bomb.
+MAX_BYTES = 2**30
+
 
 class InputError(Exception):
     """What the user gave cannot be used; the message is one sentence that names it and the cure."""
@@ -50,7 +53,7 @@ class FolderSource:
         self.path = path
 
     def names(self, recursive: bool = True) -> Iterator[str]:
-        """Yield the relative POSIX path of every file, in no particular order.
+        """Yield the relative POSIX path of every file outside hidden folders, in no set order.
 
         Linked folders are followed, each real folder once, so that a loop of links ends.
         """
@@ -61,19 +64,15 @@ class FolderSource:
                 folders.clear()
                 continue
             visited.add(real)
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
             prefix = Path(parent).relative_to(self.path)
             yield from ((prefix / name).as_posix() for name in files)
             if not recursive:
                 return
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one file. Raises OSError, also for pipes and devices."""
-        path = self.path / name
-        # A pipe or device would block for ever or never end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError("not a regular file")
-        return path.read_bytes()
+        """Return the bytes of one file. Raises OSError as `read_file` does."""
+        return read_file(self.path / name)
 
 
 class ArchiveSource:
@@ -118,7 +117,11 @@ class ArchiveSource:
     def read(self, name: str) -> bytes:
         """Return the bytes of one member. Raises OSError where it is missing or damaged."""
         try:
-            return self._open().read(name)
+            archive = self._open()
+            _check_size(archive.getinfo(name).file_size)
+            return archive.read(name)
+        except OSError:
+            raise
         except KeyError as error:
             raise OSError(f"not in {self.path.name}") from error
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
@@ -137,14 +140,32 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return FolderSource(path)
     if not path.exists():
         raise InputError(f"{path} does not exist: give the path of a folder or of a .zip archive.")
-    if not zipfile.is_zipfile(path):
+    if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
         raise InputError(f"{path} is neither a folder nor a .zip archive: give one of these.")
     return ArchiveSource(path)
 
 
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes. Raises OSError, also for pipes, devices and over MAX_BYTES."""
+    status = path.stat()
+    # A pipe or device would block for ever or never end.
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    _check_size(status.st_size)
+    return path.read_bytes()
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise OSError(f"decompression bomb: over {MAX_BYTES:,} bytes")
+
+
 def is_hidden(name: str) -> bool:
     """Tell whether any part of a POSIX path is hidden or a folder that tools leave behind."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(
+        part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
+        for part in name.split("/")
+    )
 
 
 def has_image_suffix(name: str) -> bool:
@@ -155,6 +176,32 @@ def has_image_suffix(name: str) -> bool:
 def image_names(names: Iterable[str]) -> list[str]:
     """Return the names that are visible and end like a picture's, sorted."""
     return sorted(name for name in names if has_image_suffix(name) and not is_hidden(name))
+
+
+def find_images(path: str | os.PathLike[str], recursive: bool = False) -> tuple[Source, list[str]]:
+    """Return a folder or archive and the sorted names of the pictures in it.
+
+    Raises InputError where there are none.
+    """
+    source = open_source(path)
+    names = image_names(source.names(recursive))
+    if not names:
+        deeper = 0 if recursive else len(image_names(source.names()))
+        hint = (
+            f"{deeper} lie deeper, add --recursive." if deeper else "give the folder that has them."
+        )
+        raise InputError(f"{os.fspath(path)} holds no pictures: {hint}")
+    return source, names
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError where `write_atomically` would, before work is done in vain."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file to write.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written (no folder {path.parent}): make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written (no permission): name another place.")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:

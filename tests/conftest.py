@@ -23,7 +23,9 @@ def draw_face(label: str, seed: int, size: tuple[int, int] = (36, 44)) -> Image.
     width, height = size
     draw.ellipse((width * 0.15, height * 0.1, width * 0.85, height * 0.95), fill=COLOURS[label])
     for x in (0.35, 0.65):
-        draw.ellipse((width * x - 2, height * 0.4 - 2, width * x + 2, height * 0.4 + 2), fill="white")
+        draw.ellipse(
+            (width * x - 2, height * 0.4 - 2, width * x + 2, height * 0.4 + 2), fill="white"
+        )
     return image
 
 

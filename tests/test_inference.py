@@ -1,0 +1,134 @@
+"""Names -> answers: order, memory, and the same tensors as in training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw_face, make_faces, make_zip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from face_gender import inference
+from face_gender.checkpoint import Checkpoint
+from face_gender.dataset import FaceDataset
+from face_gender.files import open_source
+from face_gender.index import create_csv
+from face_gender.inference import Classifier, Prediction, Skipped, classify, load_classifier
+from face_gender.models import build_model
+from face_gender.preprocessing import Preprocessing
+from face_gender.recipes import RECIPES, get_recipe
+
+
+def make_checkpoint(recipe_name: str) -> Checkpoint:
+    recipe = get_recipe(recipe_name)
+    torch.manual_seed(1)
+    weights = build_model(recipe.arch).state_dict()
+    return Checkpoint(recipe, ("male", "female"), recipe.preprocessing, weights)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_serving_makes_the_tensors_of_training(name: str, faces: Path, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(name)
+    checkpoint.save(tmp_path / "c.pth")
+    index = create_csv(faces, progress=False)
+    transform = RECIPES[name].preprocessing.eval_transform()
+    dataset = FaceDataset(index, "test", faces, transform)
+    expected = {str(path): dataset[i][0] for i, path in enumerate(dataset.paths)}
+    served = load_classifier(tmp_path / "c.pth").transform
+    source = open_source(make_zip(faces, tmp_path / "z.zip"))
+    loaded = list(inference._load_ahead(served, source, sorted(expected), 3, 2))
+    assert [item[0] for item in loaded if not isinstance(item, Skipped)] == sorted(expected)
+    for item in loaded:
+        assert not isinstance(item, Skipped)
+        assert torch.equal(item[1], expected[item[0]])
+
+
+class _Echo(torch.nn.Module):
+    """Answers with the mean of the red and of the blue channel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3))[:, [0, 2]]
+
+
+def echo_classifier(model: torch.nn.Module | None = None) -> Classifier:
+    checkpoint = make_checkpoint("compact_cnn")
+    preprocessing = Preprocessing(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    checkpoint = replace(checkpoint, preprocessing=preprocessing)
+    transform = preprocessing.eval_transform()
+    return Classifier(checkpoint, model or _Echo(), transform, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 files, a third of them bad, in an order that mixes all three kinds."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for i in range(30):
+        if i % 3 == 2:
+            (folder / f"{i:02}.jpg").write_bytes(b"bad")
+        else:
+            draw_face(("male", "female")[i % 3], i).save(folder / f"{i:02}.jpg")
+    return folder
+
+
+@settings(deadline=None, max_examples=20)
+@given(batch_size=st.integers(1, 40), workers=st.integers(1, 4))
+def test_every_name_gets_its_own_answer_in_order(
+    mixed: Path, batch_size: int, workers: int
+) -> None:
+    names = [f"{i:02}.jpg" for i in range(30)]
+    source = open_source(mixed)
+    answers = list(classify(echo_classifier(), source, names, batch_size, workers))
+    assert [answer.name for answer in answers] == names
+    for i, answer in enumerate(answers):
+        if i % 3 == 2:
+            assert isinstance(answer, Skipped)
+        else:
+            assert isinstance(answer, Prediction)
+            assert answer.label() == ("male", "female")[i % 3]
+
+
+def test_no_more_than_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
+    folder = make_faces(tmp_path, 40, 40)
+    asked = []
+
+    def names():  # type: ignore[no-untyped-def]
+        for name in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg")):
+            asked.append(name)
+            yield name
+
+    stream = classify(echo_classifier(), open_source(folder), names(), batch_size=4, workers=2)
+    next(stream)
+    assert len(asked) <= 3 * 4
+    stream.close()
+    assert len(asked) <= 3 * 4
+
+
+def test_paths_without_a_source(tmp_path: Path) -> None:
+    draw_face("male", 1).save(tmp_path / "a.jpg")
+    (answer,) = classify(echo_classifier(), None, [str(tmp_path / "a.jpg")])
+    assert isinstance(answer, Prediction)
+    assert answer.label() == "male"
+
+
+def test_an_answer_that_is_no_number_is_skipped_with_a_reason(mixed: Path) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(images), 2), torch.nan)
+
+    (answer,) = classify(echo_classifier(Broken()), open_source(mixed), ["00.jpg"])
+    assert isinstance(answer, Skipped)
+    assert "not a number" in answer.reason
+
+
+@given(scores=st.tuples(st.floats(0, 1), st.floats(0, 1)), threshold=st.floats(0, 1))
+def test_label_is_the_larger_score_or_uncertain(
+    scores: tuple[float, float], threshold: float
+) -> None:
+    prediction = Prediction("x", ("a", "b"), scores)
+    label = prediction.label(threshold)
+    assert (label == "uncertain") == (max(scores) < threshold)
+    if label != "uncertain":
+        assert prediction.probabilities[label] == max(scores)

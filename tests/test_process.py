@@ -1,0 +1,357 @@
+"""process.py as a user meets it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, draw_face, make_faces, make_zip, snapshot
+from PIL import Image
+
+import process
+from face_gender import RECIPE_NAMES
+from face_gender.checkpoint import load_checkpoint
+from face_gender.index import create_csv
+from face_gender.recipes import RECIPES, get_recipe
+from face_gender.training import train
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net that tells the drawn faces apart."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = make_faces(folder / "data", 40, 40)
+    index = create_csv(data, progress=False)
+    recipe = get_recipe("compact_cnn", epochs=4, batch_size=16, learning_rate=1e-3)
+    reports = list(train(recipe, index, data, folder / "out", workers=0, progress=False))
+    assert reports[-1].val_accuracy == 1.0
+    return folder / "out" / "best.pth"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three men and three women in one folder; the working directory is another."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        draw_face("male", i).save(pictures / f"img_{i}.jpg")
+        draw_face("female", i).save(pictures / f"img_{i + 3}.jpg")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return pictures
+
+
+EXPECTED = {f"img_{i}.jpg": "male" if i < 3 else "female" for i in range(6)}
+
+
+def run(*arguments: str | Path) -> int:
+    return process.main([str(each) for each in arguments])
+
+
+def results(name: str = "process_results.json") -> dict:
+    return json.loads(Path(name).read_text(encoding="utf-8"))
+
+
+def assert_one_sentence(text: str) -> None:
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    assert lines[0].startswith("process.py: ")
+    assert lines[0].endswith((".", "?"))
+
+
+def test_writes_the_label_of_every_picture_sorted(folder: Path, weights: Path) -> None:
+    before = snapshot(folder)
+    assert run(folder, "--weights", weights) == 0
+    assert results() == EXPECTED
+    assert list(results()) == sorted(EXPECTED)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("form", ["absolute", "slash", "relative", "from inside"])
+def test_folder_in_every_form(
+    form: str, folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"absolute": f"{folder}", "slash": f"{folder}/", "relative": "../pictures"}.get(
+        form, "."
+    )
+    if form == "from inside":
+        monkeypatch.chdir(folder)
+    assert run(named, "--weights", weights, "--quiet") == 0
+    assert results() == EXPECTED
+
+
+def test_spaces_and_cyrillic_in_names(folder: Path, weights: Path) -> None:
+    named = folder.rename(folder.with_name("мои фото 2024"))
+    (named / "img_0.jpg").rename(named / "Анна Петрова.jpg")
+    assert run(named, "--weights", weights) == 0
+    assert results()["Анна Петрова.jpg"] == "male"
+    assert "Анна" in Path("process_results.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux allows such names")
+def test_names_that_are_not_utf8(folder: Path, weights: Path) -> None:
+    os.rename(folder / "img_0.jpg", os.fsencode(folder) + b"/\xff.jpg")
+    for form in ("flat", "full", "csv"):
+        assert run(folder, "--weights", weights, "--format", form, "--quiet") == 0
+    assert run(folder, "--weights", weights) == 0
+    assert results()["\udcff.jpg"] == "male"
+
+
+def test_bad_files_shift_no_label(tmp_path: Path, weights: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "hundred"
+    folder.mkdir()
+    expected = {}
+    for i in range(90):
+        label = ("male", "female")[i * 7 % 3 % 2]
+        draw_face(label, i).save(folder / f"{i:03}.jpg")
+        expected[f"{i:03}.jpg"] = label
+    whole = (folder / "000.jpg").read_bytes()
+    bad = [b"", b"not a picture", whole[: len(whole) // 2], b"\xff\xd8\xff", b"\x00" * 500] * 2
+    for i, data in enumerate(bad):
+        (folder / f"{i * 9:03}_bad.jpg").write_bytes(data)
+    before = snapshot(folder)
+    assert run(folder, "--weights", weights, "--batch-size", "7") == 0
+    captured = capsys.readouterr().err
+    assert results() == expected
+    assert captured.count("skipped: ") == 10
+    assert "10 skipped" in captured
+    assert all(f"{i * 9:03}_bad.jpg" in captured for i in range(10))
+    assert snapshot(folder) == before
+    assert run(folder, "--weights", weights, "--strict", "--output", "strict.json") == 3
+    assert results("strict.json") == expected
+
+
+def test_full_format_tells_everything(folder: Path, weights: Path) -> None:
+    (folder / "bad.jpg").write_text("text")
+    assert run(folder, "--weights", weights, "--format", "full", "--output", "full.json") == 0
+    full = results("full.json")
+    assert full["skipped"].keys() == {"bad.jpg"}
+    assert full["model"]["recipe"] == "compact_cnn"
+    assert full["model"]["metrics"]["val_accuracy"] == 1.0
+    for name, details in full["results"].items():
+        assert details["label"] == EXPECTED[name]
+        assert details["confidence"] == max(details["probabilities"].values())
+        assert sum(details["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_csv_format(folder: Path, weights: Path) -> None:
+    assert run(folder, "--weights", weights, "--format", "csv") == 0
+    with open("process_results.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"]: row["label"] for row in rows} == EXPECTED
+    assert float(rows[0]["male"]) + float(rows[0]["female"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_threshold_answers_uncertain(folder: Path, weights: Path) -> None:
+    assert run(folder, "--weights", weights, "--threshold", "1") == 0
+    full = results()
+    assert set(full.values()) <= {"uncertain", "male", "female"}
+    assert run(folder, "--weights", weights, "--format", "full", "--threshold", "0.9") == 0
+    for details in results()["results"].values():
+        assert (details["label"] == "uncertain") == (details["confidence"] < 0.9)
+
+
+def test_recursive_keys_are_relative_paths(folder: Path, weights: Path, capsys) -> None:
+    (folder / "more" / "deep").mkdir(parents=True)
+    draw_face("female", 9).save(folder / "more" / "deep" / "x.JPG", format="JPEG")
+    (folder / ".hidden").mkdir()
+    draw_face("female", 9).save(folder / ".hidden" / "x.jpg")
+    assert run(folder, "--weights", weights, "--recursive") == 0
+    assert results() == {**EXPECTED, "more/deep/x.JPG": "female"}
+    assert run(folder / "more", "--weights", weights) == 1
+    assert "--recursive" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("prefix", ["", "wrapped/"])
+def test_zip_in_place(prefix: str, folder: Path, weights: Path) -> None:
+    archive = make_zip(folder, folder.parent / "pictures.zip", prefix)
+    assert run(archive, "--weights", weights) == 0
+    found = {Path(name).name: label for name, label in results().items()}
+    assert found == EXPECTED
+    assert run(archive, "--weights", weights, "--recursive") == 0
+    assert results() == {prefix + name: label for name, label in EXPECTED.items()}
+
+
+def test_labels_follow_the_file_when_the_classes_are_reversed(folder: Path, weights: Path) -> None:
+    checkpoint = load_checkpoint(weights)
+    turned = dict(checkpoint.weights)
+    for name in ("fc4.weight", "fc4.bias"):
+        turned[name] = turned[name].flip(0)
+    replace(checkpoint, classes=("female", "male"), weights=turned).save("turned.pth")
+    assert run(folder, "--weights", "turned.pth") == 0
+    assert results() == EXPECTED
+
+
+def test_plain_state_dict_with_recipe_and_classes(folder: Path, weights: Path, capsys) -> None:
+    torch.save(dict(load_checkpoint(weights).weights), "plain.pth")
+    known = ["--weights", "plain.pth", "--recipe", "compact_cnn", "--classes"]
+    assert run(folder, *known, "male,female") == 0
+    assert results() == EXPECTED
+    assert run(folder, *known, "female,male") == 0
+    assert results() == {k: "female" if v == "male" else "male" for k, v in EXPECTED.items()}
+    capsys.readouterr()
+    assert run(folder, "--weights", "plain.pth") == 1
+    assert_one_sentence(capsys.readouterr().err)
+
+
+def test_own_weights_come_before_the_shipped(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    own, shipped = Path("own.pth").absolute(), Path("shipped.pth").absolute()
+    monkeypatch.setattr(process, "OWN_WEIGHTS", own)
+    monkeypatch.setattr(process, "SHIPPED_WEIGHTS", shipped)
+    assert run(folder) == 1
+    assert_one_sentence(capsys.readouterr().err)
+    shipped.write_bytes(weights.read_bytes())
+    assert run(folder) == 0
+    assert "shipped.pth" in capsys.readouterr().err
+    own.write_bytes(weights.read_bytes())
+    assert run(folder) == 0
+    assert "own.pth" in capsys.readouterr().err
+
+
+def test_quiet_says_nothing_but_skipped_files(folder: Path, weights: Path, capsys) -> None:
+    assert run(folder, "--weights", weights, "--quiet") == 0
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+    (folder / "bad.png").write_bytes(b"")
+    assert run(folder, "--weights", weights, "--quiet") == 0
+    assert capsys.readouterr().err.strip() == "skipped: bad.png: empty file"
+
+
+def _empty(folder: Path) -> list[str | Path]:
+    (folder.parent / "empty").mkdir()
+    return [folder.parent / "empty"]
+
+
+def _only_bad(folder: Path) -> list[str | Path]:
+    for path in folder.iterdir():
+        path.write_text("text")
+    return [folder, "--quiet"]
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda folder: [folder.parent / "nowhere"],
+        lambda folder: [folder / "img_0.jpg"],
+        _empty,
+        lambda folder: [folder, "--weights", "nowhere.pth"],
+        lambda folder: [folder, "--weights", folder / "img_0.jpg"],
+        lambda folder: [folder, "--weights", folder],
+        lambda folder: [folder, "--output", folder.parent / "no" / "where.json"],
+        lambda folder: [folder, "--output", folder.parent],
+        lambda folder: [folder, "--device", "toaster"],
+        lambda folder: [folder, "--device", "cuda:77"],
+    ],
+)
+def test_what_cannot_run_is_one_sentence_and_writes_nothing(
+    arrange, folder: Path, weights: Path, capsys
+) -> None:
+    arguments = arrange(folder)
+    if "--weights" not in arguments:
+        arguments += ["--weights", weights]
+    before = snapshot(folder.parent)
+    assert run(*arguments) == 1
+    assert_one_sentence(capsys.readouterr().err)
+    assert snapshot(folder.parent) == before
+
+
+def test_only_unreadable_pictures(folder: Path, weights: Path, capsys) -> None:
+    assert run(*_only_bad(folder), "--weights", weights) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 7
+    assert_one_sentence(lines[-1])
+    assert not Path("process_results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--nonsense"],
+        ["x", "--format", "xml"],
+        ["x", "--threshold", "2"],
+        ["x", "--threshold", "nan"],
+        ["x", "--batch-size", "0"],
+        ["x", "--workers", "many"],
+        ["x", "--recipe", "resnet19", "--classes", "a,b", "--weights", "w"],
+        ["x", "--recipe", "resnet18"],
+        ["x", "--classes", "male,male", "--recipe", "resnet18"],
+        ["x", "--recipe", "resnet18", "--classes", "male,female"],
+    ],
+)
+def test_usage_mistakes_exit_with_2(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        process.main(arguments)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["nowhere"], ["x", "--batch-size", "0"]])
+def test_help_and_mistakes_import_no_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys, process\n"
+        f"try: process.main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'pandas', 'numpy', 'PIL'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_recipe_names_known_to_the_command_are_the_recipes() -> None:
+    assert tuple(RECIPES) == RECIPE_NAMES
+
+
+def test_result_of_an_earlier_run_survives_a_failure(folder: Path, weights: Path) -> None:
+    Path("process_results.json").write_text("{}")
+    assert run(*_only_bad(folder), "--weights", weights) == 1
+    assert Path("process_results.json").read_text() == "{}"
+
+
+def test_interruption_is_one_sentence(folder: Path, weights: Path, monkeypatch, capsys) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "answer", interrupt)
+    assert run(folder, "--weights", weights, "--quiet") == 130
+    assert_one_sentence(capsys.readouterr().err)
+    assert not Path("process_results.json").exists()
+
+
+def test_command_runs_from_any_directory(folder: Path, weights: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "process.py"), "../pictures/", "--weights", str(weights)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "work",
+    )
+    assert done.returncode == 0, done.stderr
+    assert results() == EXPECTED
+    assert done.stdout == ""
+
+
+def test_odd_modes_are_answered_like_their_rgb_twin(folder: Path, weights: Path) -> None:
+    face = draw_face("male", 1, (80, 100))
+    for mode in ("P", "RGBA", "CMYK"):
+        suffix = "jpg" if mode == "CMYK" else "png"
+        face.convert(mode).save(folder / f"odd_{mode}.{suffix}")
+    face.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=_exif(6))
+    assert run(folder, "--weights", weights) == 0
+    assert {label for name, label in results().items() if name[0] in "ot"} == {"male"}
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
