@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks most of the names
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Imported late: --help and mistakes answer without pandas.
         from face_gender.index import create_csv
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.groups,
             options.force,
         )
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"data_split.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

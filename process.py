@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from face_gender import RECIPE_NAMES
-from face_gender.files import InputError, Source, find_images
+from face_gender.files import InputError, Source, check_writable, find_images
 
 if TYPE_CHECKING:
     from face_gender.inference import Classifier, Prediction, Skipped
@@ -95,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     output = options.output or Path(
         f"process_results.{'csv' if options.format == 'csv' else 'json'}"
     )
-    check_output(output)
+    check_writable(output)
     # Imported here: --help and mistakes answer without torch.
     from face_gender.inference import Prediction, Skipped, load_classifier, write_results
 
@@ -143,16 +142,6 @@ def choose_weights(given: Path | None) -> Path:
             return path
     hint = "give the path of a .pth file" if given else "train with train.ipynb, or use --weights"
     raise InputError(f"{candidates[-1]} does not exist: {hint}.")
-
-
-def check_output(output: Path) -> None:
-    """Raise InputError now rather than after the work where the result could not be written."""
-    if output.is_dir():
-        raise InputError(f"{output} is a folder: name a file in it.")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"{output.parent} does not exist: make it, or name another place.")
-    if not os.access(output.absolute().parent, os.W_OK):
-        raise InputError(f"{output.parent} cannot be written to: name another place with --output.")
 
 
 def _positive(text: str) -> int:

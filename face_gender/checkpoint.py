@@ -6,12 +6,12 @@ import io
 import os
 import pickle
 import platform
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import torch
 import torchvision
@@ -67,13 +67,13 @@ class Checkpoint:
         }
         content = {
             "format": FORMAT,
-            "recipe": self.recipe.to_dict(),
-            "classes": list(self.classes),
-            "preprocessing": self.preprocessing.to_dict(),
-            "epoch": self.epoch,
-            "metrics": dict(self.metrics),
+            "recipe": _plain(self.recipe.to_dict()),
+            "classes": _plain(list(self.classes)),
+            "preprocessing": _plain(self.preprocessing.to_dict()),
+            "epoch": _plain(self.epoch),
+            "metrics": _plain(self.metrics),
             "seen": self.seen,
-            "versions": dict(self.versions),
+            "versions": _plain(self.versions),
             "weights": weights,
         }
         # Through memory: torch turns a full disk into a RuntimeError of its own wording.
@@ -120,6 +120,8 @@ def load_checkpoint(
             f"{path} is a plain state_dict, which knows neither its net nor its classes: "
             f"add --recipe (one of {', '.join(RECIPES)}) and --classes (such as female,male)."
         )
+    if len(set(classes)) < len(classes):
+        raise InputError(f"the classes {','.join(classes)} name one twice: give each its own name.")
     known = get_recipe(recipe)
     return Checkpoint(known, tuple(classes), known.preprocessing, weights, versions={})
 
@@ -171,13 +173,14 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} holds more than weights (a whole pickled model, or no weights at all), and "
             "code in it is never run: save model.state_dict() instead."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise InputError(
-            f"{path} cannot be read as weights ({_first_line(error)}): copy or train it again."
+            f"{path} cannot be read ({error.strerror or error}): give the path of a .pth file."
         ) from error
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged file raises anything, in paragraphs of torch's own
         raise InputError(
-            f"{path} is damaged ({_first_line(error)}): copy or train it again."
+            f"{path} is not a whole .pth file (cut short, damaged, or something else under that "
+            "name): copy or train it again."
         ) from error
     if not isinstance(content, dict):
         raise InputError(
@@ -193,6 +196,8 @@ def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
             "use the version of face_gender that wrote it."
         )
     try:
+        if not isinstance(content["seen"], Tensor):
+            raise TypeError("seen is no tensor")
         return Checkpoint(
             recipe=Recipe.from_dict(content["recipe"]),
             classes=tuple(str(name) for name in content["classes"]),
@@ -232,6 +237,17 @@ def _state_dict(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if not content or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise InputError(f"{path} holds no weights: save model.state_dict().")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return the same data without numpy scalars and Paths, which weights_only would refuse."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(each) for each in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _first_line(error: BaseException) -> str:

@@ -134,6 +134,8 @@ def make_loader(
         collate_fn=_collate,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        # Else starting workers draws from the global generator, which dropout draws from too.
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
@@ -157,7 +159,8 @@ class _SeededItems(Dataset[_Item]):
         position, seed = key
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                # torch.manual_seed would reseed every accelerator too, for each picture.
+                torch.default_generator.manual_seed(seed)
                 image, label = self.dataset[position]
         except UnreadableImage as error:
             return _Item(position, None, -1, error.reason)

@@ -16,27 +16,10 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".avif",
-        ".heic",
-        ".heif",
-    ]
-)
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".avif", ".heic", ".heif",
+))  # fmt: skip
 
 # More than the pixels that images.py accepts take uncompressed: no picture, but a bomb.
 MAX_BYTES = 2**30
@@ -81,6 +64,7 @@ class ArchiveSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._archive: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
         self._owner = 0
         self._open()
 
@@ -94,11 +78,14 @@ class ArchiveSource:
                     f"{self.path} cannot be read as a .zip archive ({error}): "
                     "make or download the archive again."
                 ) from error
+            # Windows PowerShell's Compress-Archive writes backslashes.
+            members = self._archive.infolist()
+            self._members = {info.filename.replace("\\", "/"): info for info in members}
             self._owner = os.getpid()
         return self._archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_archive": None, "_owner": 0}
+        return {"path": self.path, "_archive": None, "_members": {}, "_owner": 0}
 
     def names(self, recursive: bool = True) -> Iterator[str]:
         """Yield the name of every file member, each once; not ``recursive``: one folder's own.
@@ -106,7 +93,8 @@ class ArchiveSource:
         That folder is the root of the archive or, where the root holds no file of its own, the
         single folder that everything lies in.
         """
-        names = [n for n in dict.fromkeys(self._open().namelist()) if not n.endswith("/")]
+        self._open()
+        names = [name for name in self._members if not name.endswith("/")]
         if recursive:
             return iter(names)
         visible = [name for name in names if not is_hidden(name)]
@@ -118,16 +106,15 @@ class ArchiveSource:
         """Return the bytes of one member. Raises OSError where it is missing or damaged."""
         try:
             archive = self._open()
-            _check_size(archive.getinfo(name).file_size)
-            return archive.read(name)
-        except OSError:
-            raise
+            member = self._members[name]
+            size = member.file_size
+            content = archive.read(member) if size <= MAX_BYTES else b""
         except KeyError as error:
             raise OSError(f"not in {self.path.name}") from error
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            raise OSError(f"damaged or encrypted member: {error}") from error
         except Exception as error:  # zlib.error, lzma.LZMAError: one type for each compression
-            raise OSError(f"damaged member: {error}") from error
+            raise OSError(f"damaged or encrypted member: {error}") from error
+        _check_size(size)
+        return content
 
 
 Source = FolderSource | ArchiveSource

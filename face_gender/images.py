@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from face_gender.files import Source
+from face_gender.files import Source, read_file
 
 # Pillow's own threshold for a decompression bomb. It only warns there; here it is the end.
 MAX_PIXELS = 89_478_485
@@ -45,7 +46,7 @@ def load_image(path: str | os.PathLike[str], source: Source | None = None) -> Im
     """
     name = os.fspath(path)
     try:
-        data = source.read(name) if source is not None else Path(name).read_bytes()
+        data = source.read(name) if source is not None else read_file(Path(name))
     except OSError as error:
         raise UnreadableImage(name, f"cannot be read ({error.strerror or error})") from error
     return decode_image(data, name)
@@ -102,7 +103,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and float grey values to 0..255; Pillow's own convert clips them."""
-    values = np.asarray(image, dtype=np.float64)
+    values: npt.NDArray[np.floating] = np.asarray(image, dtype=np.float32)
     top = float(np.nanmax(values, initial=0))
     if image.mode.startswith("I;16") or (image.mode == "I" and top > 255):
         values = values / 257

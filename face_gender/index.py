@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import math
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +21,8 @@ from face_gender.files import (
     FolderSource,
     InputError,
     Source,
+    check_writable,
     has_image_suffix,
-    image_names,
     is_hidden,
     open_source,
     write_atomically,
@@ -38,7 +41,8 @@ class IndexReport:
 
     ``path``: the CSV; ``table``: its rows; ``unreadable``: (path, reason) of pictures that
     cannot be read; ``contradictions``: for each content that lies under both labels, its paths;
-    ``duplicates``: how many rows repeat the bytes of an earlier row.
+    ``duplicates``: how many rows repeat the bytes of an earlier row; ``others``: visible files in
+    the class folders whose names do not end like a picture's.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class IndexReport:
     unreadable: tuple[tuple[str, str], ...]
     contradictions: tuple[tuple[str, ...], ...]
     duplicates: int
+    others: tuple[str, ...]
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -57,7 +62,11 @@ class IndexReport:
             f"{self.counts().to_string()}\n"
             f"{self.path}: {len(self.table)} pictures, {self.duplicates} of them repeat another's "
             f"bytes; left out: {len(self.unreadable)} unreadable, {contradicting} under both labels"
+            f"{self._others_in_words()}"
         )
+
+    def _others_in_words(self) -> str:
+        return f", {len(self.others)} no pictures by name ({self.others[0]})" if self.others else ""
 
     def counts(self) -> pd.DataFrame:
         """Return the number of pictures by split (rows) and class (columns)."""
@@ -87,27 +96,42 @@ def create_csv(
     """
     data = Path(data)
     shares = _check_ratios(ratios)
-    output = Path(output) if output is not None else _default_output(data)
-    if output.exists() and not force:
-        raise InputError(f"{output} exists: pass --force to replace it, or --output elsewhere.")
-    source, names, labels, known_groups = _scan(data)
-    group_of = {**known_groups, **(_read_groups(Path(groups), names) if groups else {})}
-    hashes, unreadable = _hash_all(source, names, progress)
-    table = pd.DataFrame({"path": names, "label": labels, "split": "", "sha256": hashes})
+    output = Path(output) if output is not None else default_output(data)
+    if data.exists():
+        _check_output(output, [data, *([Path(groups)] if groups else [])], force)
+    scan = _scan(data)
+    names = scan.names
+    group_of = {**scan.groups, **(_read_groups(Path(groups), names) if groups else {})}
+    _check_classes(scan.labels, data, ())
+    hashes, unreadable = _hash_all(scan.source, names, progress)
+    table = pd.DataFrame({"path": _text(names), "label": scan.labels, "split": ""})
+    table["sha256"] = _text(hashes)
     if groups or group_of:
-        table["group"] = [group_of.get(name, "") for name in names]
+        table["group"] = _text([group_of.get(name, "") for name in names])
     table = table[table["sha256"] != ""].sort_values("path", ignore_index=True)
     table, contradictions = _without_contradictions(table)
-    _check_classes(table, data)
+    _check_classes(table["label"].tolist(), data, unreadable)
     table["split"] = split_rows(table, shares, seed)
     write_index(table, output)
     duplicates = int(table["sha256"].duplicated().sum())
-    return IndexReport(output, table, unreadable, contradictions, duplicates)
+    return IndexReport(output, table, unreadable, contradictions, duplicates, scan.others)
+
+
+def left_out(data: str | os.PathLike[str], index: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Return (path, reason) of each picture of ``data`` that ``index`` has no row for."""
+    scan = _scan(Path(data))
+    rows = set(read_index(index)["path"])
+    missing = [name for name in scan.names if name not in rows]
+    other = "readable: it has a twin under the other label, or came after the index was made"
+    return [(name, _hash_one(scan.source, name)[1] or other) for name in missing]
 
 
 def write_index(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write an index atomically as UTF-8; names that are not UTF-8 keep their bytes."""
-    text = table.to_csv(index=False, lineterminator="\n")
+    # The csv module leaves a lone carriage return unquoted, and then reads it as a line's end.
+    odd = any("\r" in name for name in table["path"])
+    quoting = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+    text = table.to_csv(index=False, lineterminator="\n", quoting=quoting)
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
@@ -117,7 +141,9 @@ def read_index(path: str | os.PathLike[str]) -> pd.DataFrame:
     The older forms ``path,label`` and ``image_name,class`` are read too; a label is 0, 1, male
     or female. Raises InputError for a missing file, missing columns and unknown labels.
     """
-    table = _read_csv(Path(path)).rename(columns=_OLDER_NAMES)
+    table = _read_csv(Path(path), "make an index with data_split.py")
+    older = {old: new for old, new in _OLDER_NAMES.items() if new not in table}
+    table = table.rename(columns=older)
     missing = [name for name in ("path", "label") if name not in table]
     if missing:
         raise InputError(
@@ -146,17 +172,19 @@ def split_rows(table: pd.DataFrame, shares: Sequence[float], seed: int) -> npt.N
     """Return "train", "val" or "test" for every row, stratified by label.
 
     Rows that share ``sha256`` or a non-empty ``group`` form one unit, and units are dealt out
-    whole: the largest first, equals in an order drawn from ``seed`` and their content. Each goes
-    where the share of the places filled is smallest (Webster's method), which meets the exact
-    quota with single pictures and stays proportional with large groups; while a class has only
-    as many units left as it has empty splits, it goes to one of these. Raises InputError where
-    a class has fewer units than splits.
+    whole: those of both labels first, then the largest first, equals in an order drawn from
+    ``seed`` and their content. Each goes where the share of the places filled is smallest
+    (Webster's method), which meets the exact quota with single pictures and stays proportional
+    with large groups; while a class has only as many units left as it has empty splits, it goes
+    to one of these. Raises InputError where a class has fewer units than splits.
     """
-    labels = table["label"].to_numpy()
+    labels, hashes = table["label"].to_numpy(), table["sha256"].to_numpy(dtype=object)
     units = _units(table)
     counts = np.array([np.bincount(labels[rows], minlength=2) for rows in units])
-    keys = [_key(seed, min(table["sha256"].to_numpy()[rows])) for rows in units]
-    order = sorted(range(len(units)), key=lambda unit: (-len(units[unit]), keys[unit]))
+    keys = [_key(seed, min(hashes[rows])) for rows in units]
+    # Were one label dealt out before, a unit of both might be owed to two splits at once.
+    mixed = [bool(count.min()) for count in counts]
+    order = sorted(range(len(units)), key=lambda i: (not mixed[i], -len(units[i]), keys[i]))
     used = [i for i, share in enumerate(shares) if share > 0]
     quota = np.array([_quotas(int(n), [shares[i] for i in used]) for n in counts.sum(axis=0)]).T
     left = (counts > 0).sum(axis=0)
@@ -225,13 +253,24 @@ def _units(table: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
     return [np.array(rows, dtype=np.int64) for rows in members.values()]
 
 
-def _default_output(data: Path) -> Path:
+def default_output(data: str | os.PathLike[str]) -> Path:
+    """Return where the index of ``data`` lies: inside a folder, beside a .zip or a CSV."""
+    data = Path(data)
     return (data if data.is_dir() else data.parent) / "index.csv"
+
+
+def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
+    if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
+        raise InputError(f"{output} is what the index is made from: name another --output.")
+    if output.exists() and not force:
+        raise InputError(f"{output} exists: pass --force to replace it, or --output elsewhere.")
+    check_writable(output)
 
 
 def _check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     total = sum(ratios)
-    if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0:
+    finite = all(math.isfinite(ratio) for ratio in ratios)
+    if len(ratios) != 3 or not finite or min(ratios) < 0 or ratios[0] == 0:
         raise InputError(
             f"ratios are three numbers for {', '.join(SPLITS)}, that of train above 0."
         )
@@ -240,40 +279,59 @@ def _check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     return tuple(ratios)
 
 
-def _scan(data: Path) -> tuple[Source, list[str], list[int], dict[str, str]]:
-    """Return where to read from, the pictures' names and labels, and groups known already."""
+class _Scan(NamedTuple):
+    """Where to read from, the pictures' sorted names and labels, their groups, other files."""
+
+    source: Source
+    names: list[str]
+    labels: list[int]
+    groups: dict[str, str]
+    others: tuple[str, ...]
+
+
+def _scan(data: Path) -> _Scan:
+    """Find the pictures of a folder, an archive or an older CSV."""
     if data.suffix.lower() == ".csv" and data.is_file():
         return _scan_older_csv(data)
     source = open_source(data)
     if isinstance(source, FolderSource):
-        found = _folder_names(source, data)
+        found = _folder_names(data)
     else:
         found = _archive_names(list(source.names()), data)
-    names = sorted(name for name, _ in found)
-    label_of = dict(found)
+    label_of = {name: label for name, label in found if has_image_suffix(name)}
     for label, folder in enumerate(CLASS_FOLDERS):
         if label not in label_of.values():
             raise InputError(
                 f"{data} has no pictures in {folder}/: put that class's pictures there."
             )
-    return source, names, [label_of[name] for name in names], {}
+    names = sorted(label_of)
+    others = tuple(sorted(name for name, _ in found if name not in label_of))
+    return _Scan(source, names, [label_of[name] for name in names], {}, others)
 
 
-def _folder_names(source: FolderSource, data: Path) -> list[tuple[str, int]]:
-    folders = [path for path in data.iterdir() if _label(path.name) is not None and path.is_dir()]
+def _folder_names(data: Path) -> list[tuple[str, int]]:
+    """Return the visible files in the class folders, with their labels."""
+    try:
+        inside = sorted(path for path in data.iterdir() if path.is_dir())
+    except OSError as error:
+        raise InputError(
+            f"{data} cannot be listed ({error.strerror}): check its permissions."
+        ) from error
+    folders = [path for path in inside if _label(path.name) is not None]
     if not folders:
-        inner = [path for path in data.iterdir() if path.is_dir() and (path / "male").is_dir()]
+        inner = [path for path in inside if (path / "male").is_dir()]
         hint = f"did you mean {inner[0]}?" if inner else "name the folder that holds these two."
         raise InputError(f"{data} holds no folders male/ and female/: {hint}")
     found = []
     for folder in folders:
         names = (f"{folder.name}/{name}" for name in FolderSource(folder).names())
-        found += [(name, _label(folder.name) or 0) for name in image_names(names)]
+        found += [(name, _label(folder.name) or 0) for name in names if not is_hidden(name)]
     return found
 
 
 def _archive_names(names: list[str], data: Path) -> list[tuple[str, int]]:
-    visible = image_names(names)
+    """Return the visible members in the class folders, with their labels."""
+    visible = [name for name in names if not is_hidden(name)]
     for depth in (0, 1):
         parts = [(name, name.split("/")) for name in visible]
         found = [
@@ -300,11 +358,11 @@ def _label(folder: str) -> int | None:
     return CLASS_FOLDERS.index(name) if name in CLASS_FOLDERS else None
 
 
-def _scan_older_csv(path: Path) -> tuple[Source, list[str], list[int], dict[str, str]]:
+def _scan_older_csv(path: Path) -> _Scan:
     """Find the pictures that a CSV of an older form names, beside the CSV or in class folders."""
     table = read_index(path)
     root = path.parent
-    named = [name.replace("\\", "/") for name in table["path"]]
+    named = [_posix(name) for name in table["path"]]
     labels = table["label"].tolist()
     names = [_locate(root, name, label) for name, label in zip(named, labels, strict=True)]
     if not any((root / name).is_file() for name in names[:_CHUNK]):
@@ -318,7 +376,13 @@ def _scan_older_csv(path: Path) -> tuple[Source, list[str], list[int], dict[str,
             raise InputError(f"{path} gives {name} both labels: leave one of the rows out.")
     groups = dict(zip(names, table["group"], strict=True)) if "group" in table else {}
     keep = sorted(name for name in label_of if has_image_suffix(name) and not is_hidden(name))
-    return FolderSource(root), keep, [label_of[name] for name in keep], groups
+    others = tuple(sorted(label_of.keys() - set(keep)))
+    return _Scan(FolderSource(root), keep, [label_of[name] for name in keep], groups, others)
+
+
+def _posix(name: str) -> str:
+    """Return a path that a person or a Windows program wrote as the index writes it."""
+    return name.replace("\\", "/").removeprefix("./")
 
 
 def _locate(root: Path, name: str, label: int) -> str:
@@ -332,13 +396,17 @@ def _locate(root: Path, name: str, label: int) -> str:
 
 def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     """Read ``path,group``; its paths are relative to the data or to what holds male/, female/."""
-    table = _read_csv(path)
+    table = _read_csv(path, "name a CSV with the columns path and group")
     if "path" not in table or "group" not in table:
         raise InputError(f"{path} must have the columns path and group.")
-    group_of = dict(zip(table["path"], table["group"], strict=True))
+    group_of: dict[str, str] = {}
+    for name, group in zip(table["path"], table["group"], strict=True):
+        if group_of.setdefault(_posix(name), group) != group:
+            raise InputError(f"{path} gives {name} two groups: leave one of the rows out.")
     found = {}
     for name in names:
-        group = group_of.get(name, group_of.get(name.partition("/")[2], ""))
+        known = _posix(name)
+        group = group_of.get(known, group_of.get(known.partition("/")[2], ""))
         if group:
             found[name] = group
     if not found:
@@ -350,18 +418,33 @@ def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, cure: str) -> pd.DataFrame:
+    """Read a CSV with a header, all of it as text. Raises InputError, which ends in ``cure``."""
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            return pd.read_csv(file, dtype=str, keep_default_na=False)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}): make an index with data_split.py."
-        ) from error
-    except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{path} is not a CSV ({reason}): make it again.") from error
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read ({reason}): {cure}.") from error
+    if not rows:
+        raise InputError(f"{path} is empty: {cure}.")
+    columns, *rows = rows
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path} names a column twice: {cure}.")
+    for row in rows:
+        if any(row[len(columns) :]):
+            raise InputError(
+                f"{path} has a row of {len(row)} values under {len(columns)} names "
+                f"({','.join(row)}): put quotes around a name that holds a comma."
+            )
+    padded = [(row + [""] * len(columns))[: len(columns)] for row in rows]
+    return pd.DataFrame(padded, columns=columns, dtype=object)
+
+
+def _text(values: Sequence[str]) -> pd.Series:
+    """Return a column of dtype object: pandas' own str may refuse names that are not UTF-8."""
+    return pd.Series(list(values), dtype=object)
 
 
 def _hash_all(
@@ -407,13 +490,18 @@ def _without_contradictions(
     return table[~both].reset_index(drop=True), tuple(sorted(paths))
 
 
-def _check_classes(table: pd.DataFrame, data: Path) -> None:
+def _check_classes(
+    labels: Sequence[int], data: Path, unreadable: Sequence[tuple[str, str]]
+) -> None:
+    """Raise InputError where a class is too small, naming an unreadable picture if there is one."""
     for label, folder in enumerate(CLASS_FOLDERS):
-        count = int((table["label"] == label).sum())
+        count = labels.count(label)
         if count < len(SPLITS):
+            left_out = f" ({len(unreadable)} cannot be read, such as " if unreadable else ""
+            left_out += f"{unreadable[0][0]}: {unreadable[0][1]})" if unreadable else ""
             raise InputError(
-                f"{data}: class {folder} has {count} readable pictures, and a split needs at "
-                f"least {len(SPLITS)}: add pictures."
+                f"{data}: class {folder} has {count} usable pictures, and a split needs at "
+                f"least {len(SPLITS)}: add pictures{left_out}."
             )
 
 

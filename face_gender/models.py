@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,10 @@ class DropoutCNN(nn.Module):
 
 
 _OWN = {"compact_cnn": CompactCNN, "dropout_cnn": DropoutCNN}
+# Smallest and largest side whose last map has the one size that the first fc layer takes.
+_SIDES = {"compact_cnn": (80, 106), "dropout_cnn": (124, 139)}
+# Their ImageNet weights expect other mean and std, which the net sees to itself when told so.
+_INCEPTIONS = ("googlenet", "inception_v3")
 
 
 def is_own(arch: str) -> bool:
@@ -86,6 +91,15 @@ def check_arch(arch: str) -> None:
         raise InputError(f"there is no net named {arch!r}: did you mean {' or '.join(near)}?")
 
 
+def check_size(arch: str, height: int, width: int) -> None:
+    """Raise ValueError where ``arch`` is one of this module's nets and cannot take that size."""
+    low, high = _SIDES.get(arch, (1, math.inf))
+    if not (low <= height <= high and low <= width <= high):
+        raise ValueError(
+            f"{arch} takes pictures of {low} to {high} pixels a side, not {height} x {width}."
+        )
+
+
 def build_model(arch: str, classes: int = 2, imagenet: bool = False) -> nn.Module:
     """Build a net with a last layer for ``classes`` outputs.
 
@@ -99,7 +113,7 @@ def build_model(arch: str, classes: int = 2, imagenet: bool = False) -> nn.Modul
         if imagenet:
             raise InputError(f"{arch} has no ImageNet weights: use init='none' or a .pth file.")
         return _OWN[arch](classes)
-    model = _with_imagenet(arch) if imagenet else torchvision.models.get_model(arch, weights=None)
+    model = _with_imagenet(arch) if imagenet else _without_weights(arch)
     _drop_auxiliary_heads(model)
     _replace_head(model, classes)
     return model
@@ -109,6 +123,12 @@ def head_name(model: nn.Module) -> str:
     """Return the name of the last layer, the one that answers with a number for each class."""
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-1]
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Tell whether any layer takes its mean and variance from the batch."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:
@@ -165,6 +185,13 @@ def _drop_auxiliary_heads(model: nn.Module) -> None:
                 setattr(model, name, None)
 
 
+def _without_weights(arch: str) -> nn.Module:
+    # The same as with the ImageNet weights, or a checkpoint would be rebuilt as another net.
+    options = {"transform_input": True, "init_weights": True} if arch in _INCEPTIONS else {}
+    model: nn.Module = torchvision.models.get_model(arch, weights=None, **options)
+    return model
+
+
 def _with_imagenet(arch: str) -> nn.Module:
     weights = torchvision.models.get_model_weights(arch)
     first = next(iter(weights))
@@ -192,4 +219,5 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """Return the first sentence of an error's message."""
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".:")

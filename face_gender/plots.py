@@ -15,6 +15,7 @@ from face_gender.dataset import FaceDataset
 from face_gender.files import Source
 from face_gender.images import UnreadableImage, load_image
 from face_gender.index import CLASS_FOLDERS, SPLITS
+from face_gender.inference import Prediction
 from face_gender.metrics import Evaluation
 from face_gender.preprocessing import Preprocessing
 from face_gender.training import EpochReport
@@ -138,6 +139,13 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
     order = "the most confident first" if len(wrong) else "the least confident answers"
     title = f"{len(wrong)} of {len(result.labels)} answered wrong: {order}"
     return _gallery(pictures, titles, columns, title)
+
+
+def answers_grid(predictions: Sequence[Prediction], source: Source, columns: int = 8) -> Figure:
+    """Show classified pictures, each under the answer that it got."""
+    pictures = [_try_load(each.name, source) for each in predictions]
+    titles = [f"{each.label()} {each.confidence:.0%}" for each in predictions]
+    return _gallery(pictures, titles, columns, "What process.py answers")
 
 
 def _gallery(

@@ -85,7 +85,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """Rebuild the value from plain data. Raises TypeError or ValueError on anything else."""
+        """Rebuild the value from plain data. Raises KeyError, TypeError or ValueError."""
         values = dict(values)
         augmentation = Augmentation(**values.pop("augmentation", {}))
         mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
@@ -93,7 +93,11 @@ class Preprocessing:
 
 
 class _ShorterSideCrop(v2.Transform):
-    """Scale until the picture just covers height x width, then cut out the centre."""
+    """Cut out the largest centre that has the shape of height x width, then scale it to that.
+
+    In this order, since a picture of 1 x 10,000 pixels scaled up to cover 224 x 224 would take
+    gigabytes.
+    """
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -102,9 +106,6 @@ class _ShorterSideCrop(v2.Transform):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
         scale = max(self.size[0] / height, self.size[1] / width)
-        covering = [
-            max(self.size[0], round(height * scale)),
-            max(self.size[1], round(width * scale)),
-        ]
-        resized = v2.functional.resize(image, covering, antialias=True)
-        return v2.functional.center_crop(resized, self.size)
+        centre = [max(1, round(side / scale)) for side in self.size]
+        cropped = v2.functional.center_crop(image, centre)
+        return v2.functional.resize(cropped, self.size, antialias=True)

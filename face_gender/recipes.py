@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 from face_gender.files import InputError
-from face_gender.models import check_arch, is_own
+from face_gender.models import check_arch, check_size, is_own
 from face_gender.preprocessing import Augmentation, Preprocessing
 
 CLASSES = ("male", "female")
@@ -67,6 +67,7 @@ class Recipe:
             raise ValueError(
                 f"{self.arch} has no ImageNet weights: use init='none' or a .pth file."
             )
+        check_size(self.arch, self.preprocessing.height, self.preprocessing.width)
         if self.init == "none" and self.feature_extract:
             raise ValueError("feature_extract needs trained features: init cannot be 'none'.")
 
@@ -138,7 +139,7 @@ _PUBLISHED = (
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _PUBLISHED})
 
 
-def get_recipe(name: str, size: tuple[int, int] | None = None, **changes: Any) -> Recipe:
+def get_recipe(name: str, /, size: tuple[int, int] | None = None, **changes: Any) -> Recipe:
     """Return the recipe of that name, with ``changes`` to its fields.
 
     ``size`` is (height, width) in pixels. A change of ``arch`` alone changes the name with it and
@@ -150,12 +151,15 @@ def get_recipe(name: str, size: tuple[int, int] | None = None, **changes: Any) -
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}."
         raise InputError(f"there is no recipe named {name!r}: {hint}")
     recipe = RECIPES[name]
+    known = [each.name for each in fields(Recipe)]
+    for change in changes:
+        if change not in known:
+            near = difflib.get_close_matches(change, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}."
+            raise ValueError(f"a recipe has no setting {change!r}: {hint}")
     if changes.get("arch", recipe.arch) != recipe.arch:
         changes = {"name": changes["arch"], "frozen": (), **changes}
     if size is not None:
         preprocessing = changes.get("preprocessing", recipe.preprocessing)
         changes["preprocessing"] = replace(preprocessing, height=size[0], width=size[1])
-    try:
-        return replace(recipe, **changes)
-    except TypeError as error:
-        raise ValueError(f"a recipe has no such setting: {', '.join(changes)}.") from error
+    return replace(recipe, **changes)

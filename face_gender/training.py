@@ -36,11 +36,14 @@ from face_gender.models import (
     build_model,
     freeze,
     freeze_all_but_head,
+    has_batchnorm,
     head_name,
     to_device,
     train_mode,
 )
 from face_gender.recipes import CLASSES, Recipe, get_recipe
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class LeakError(InputError):
@@ -49,6 +52,10 @@ class LeakError(InputError):
 
 class UnreadablePictureWarning(UserWarning):
     """A picture of the index could not be read and takes no part from here on."""
+
+
+# Python shows a text once; a second training in the same notebook must name its files again.
+warnings.simplefilter("always", UnreadablePictureWarning)
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,9 @@ class _Run:
         self.val_loader = make_loader(self.val_set, size, False, seed, workers, pin)
         self.out = out
         self.folder = _prepare_folder(out, recipe.name)
+        self.random_state = torch.get_rng_state()
+        # BatchNorm has no variance to learn from in a last batch of one.
+        self.skips_single = recipe.batch_size > 1 and has_batchnorm(model)
         self.best: tuple[float, float] | None = None
         self.epochs_without_better = 0
 
@@ -151,6 +161,8 @@ class _Run:
     def epoch(self, epoch: int) -> EpochReport:
         """Train and validate once, save, and report."""
         started = time.perf_counter()
+        # Whatever the caller drew since the last epoch.
+        torch.set_rng_state(self.random_state)
         train_loss, images_per_second = self._train_epoch(epoch)
         validation = _predict(
             self.model, self.val_loader, self.val_set, self.device, self.precision, self.progress
@@ -160,6 +172,7 @@ class _Run:
                 f"training diverged in epoch {epoch} (the loss is not a number): "
                 "use a smaller learning_rate."
             )
+        self.random_state = torch.get_rng_state()
         is_best = self._is_best(validation)
         path = self.folder / f"epoch_{epoch}.pth"
         self._save(path, epoch, train_loss, validation, is_best)
@@ -186,12 +199,12 @@ class _Run:
         with bar:
             for batch in self.train_loader:
                 _exclude(batch, self.train_set, sampler)
-                # BatchNorm has no variance to learn from in a last batch of one.
-                if batch.images is not None and (len(batch.labels) > 1 or len(sampler) == 1):
+                single = len(batch.labels) == 1 and len(sampler) > 1
+                if batch.images is not None and not (single and self.skips_single):
                     total_loss += self._step(batch.images, batch.labels) * len(batch.labels)
                     count += len(batch.labels)
                     bar.set_postfix(loss=f"{total_loss / count:.4f}", refresh=False)
-                bar.update(len(batch.labels))
+                bar.update(len(batch.labels) + len(batch.failures))
         if count == 0:
             raise InputError("no picture of the train split could be read: make the index again.")
         return total_loss / count, count / (time.perf_counter() - started)
@@ -275,13 +288,8 @@ def evaluate(
 
 
 def _refuse_leak(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source, name: str) -> None:
-    stored = rows["sha256"] if "sha256" in rows else pd.Series("", index=rows.index)
-    hashes = [
-        known or hashes_of(source, [path])[0]
-        for known, path in zip(stored, rows["path"], strict=True)
-    ]
     seen = set(checkpoint.seen.tolist())
-    found = sum(1 for each in hashes if each and hash64([each]).item() in seen)
+    found = sum(1 for each in _hashes(rows, source) if each and hash64([each]).item() in seen)
     if found:
         raise LeakError(
             f"LEAK: {name} was trained or chosen on {found} of these {len(rows)} pictures, so any "
@@ -330,9 +338,16 @@ def _load_init(model: nn.Module, recipe: Recipe) -> Tensor:
 def _seen(table: pd.DataFrame, source: Source) -> Tensor:
     """Return the hashes of all pictures that this run trains and chooses on."""
     used = table[table["split"].isin(["train", "val"])]
-    if "sha256" not in used:
-        used = used.assign(sha256=hashes_of(source, used["path"]))
-    return hash64(used["sha256"][used["sha256"] != ""])
+    return hash64(each for each in _hashes(used, source) if each)
+
+
+def _hashes(rows: pd.DataFrame, source: Source) -> list[str]:
+    """Return each row's sha256, made from the file where the index has none; "" for no file."""
+    stored = rows["sha256"] if "sha256" in rows else [""] * len(rows)
+    return [
+        known if _SHA256.fullmatch(known := str(value)) else hashes_of(source, [path])[0]
+        for value, path in zip(stored, rows["path"], strict=True)
+    ]
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -383,7 +398,7 @@ def _predict(
                 # Also right for log-probabilities, whose softmax is the probabilities.
                 probabilities.append(outputs.softmax(dim=1).cpu())
                 positions.append(batch.positions)
-            bar.update(len(batch.labels))
+            bar.update(len(batch.labels) + len(batch.failures))
     if not positions:
         raise InputError("no picture of the split could be read: make the index again.")
     chosen = torch.cat(positions).numpy()
@@ -395,7 +410,7 @@ def _predict(
         paths=dataset.paths[chosen],
         labels=labels,
         probabilities=answers.numpy(),
-        loss=float(-log_right.mean()),
+        loss=abs(float(log_right.mean())),  # minus would make -0.0 of 0
         skipped=tuple(skipped),
     )
 

@@ -81,7 +81,7 @@ def main() -> int:
     options = parse()
     try:
         run_training(options) if options.command == "train" else run_test(options)
-    except InputError as error:
+    except (InputError, ValueError) as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 1
     return 0

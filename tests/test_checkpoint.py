@@ -1,0 +1,442 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_face
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentences import sentence
+from torch import Tensor, nn
+
+from face_gender.checkpoint import (
+    Checkpoint,
+    hash64,
+    load_checkpoint,
+    load_weights,
+    read_weights,
+    versions,
+)
+from face_gender.files import InputError
+from face_gender.models import build_model
+from face_gender.preprocessing import Preprocessing
+from face_gender.recipes import CLASSES, RECIPES, get_recipe
+
+PLAIN_TYPES = (str, int, float, bool, type(None))
+
+
+def make(name: str = "compact_cnn", **changes: Any) -> Checkpoint:
+    """A checkpoint of a net with random weights."""
+    torch.manual_seed(3)
+    chosen = get_recipe(name)
+    values = {
+        "recipe": chosen,
+        "classes": CLASSES,
+        "preprocessing": chosen.preprocessing,
+        "weights": build_model(chosen.arch).state_dict(),
+        "epoch": 4,
+        "metrics": {"val_accuracy": 0.75, "val_loss": 0.5},
+        "seen": hash64(hashlib.sha256(bytes([i])).hexdigest() for i in range(9)),
+    }
+    return Checkpoint(**{**values, **changes})
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    make().save(tmp_path / "saved.pth")
+    return tmp_path / "saved.pth"
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A file as published recipes leave it: a state_dict and nothing else."""
+    torch.save(make("dropout_cnn").weights, tmp_path / "plain.pth")
+    return tmp_path / "plain.pth"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_round_trip_gives_the_same_outputs_to_the_bit_and_downloads_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_download(*args: object, **options: object) -> None:
+        raise AssertionError("pretrained weights were asked for")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_download)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_download)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    original = make(name)
+    original.save(tmp_path / "net.pth")
+    loaded = load_checkpoint(tmp_path / "net.pth")
+    assert loaded.recipe == original.recipe == RECIPES[name]
+    assert loaded.preprocessing == original.preprocessing
+    assert loaded.classes == ("male", "female")
+    assert (loaded.epoch, loaded.metrics) == (4, {"val_accuracy": 0.75, "val_loss": 0.5})
+    assert torch.equal(loaded.seen, original.seen)
+    assert loaded.versions == versions()
+    (net, transform), (same, _) = original.build(), loaded.build()
+    assert not same.training
+    images = transform(draw_face("male", 0))[None]
+    assert images.shape[-2:] == (loaded.preprocessing.height, loaded.preprocessing.width)
+    with torch.no_grad():
+        assert torch.equal(net(images), same(images))
+
+
+def test_the_file_holds_plain_data_and_tensors_alone(saved: Path) -> None:
+    def check(value: object, place: str) -> None:
+        if type(value) is dict:
+            for key, each in value.items():
+                check(key, f"{place}, a key")
+                check(each, f"{place}[{key!r}]")
+        elif type(value) in (list, tuple):
+            for each in value:  # type: ignore[attr-defined]
+                check(each, place)
+        else:
+            assert type(value) in (*PLAIN_TYPES, Tensor), f"{place} is a {type(value)}"
+
+    content = content_of(saved)
+    check(content, "content")
+    assert set(content) == {
+        *("format", "recipe", "classes", "preprocessing", "epoch", "metrics", "seen", "versions"),
+        "weights",
+    }
+    assert set(content["versions"]) > {"torch", "torchvision", "face_gender"}
+
+
+def test_numpy_numbers_and_paths_become_plain_data(tmp_path: Path) -> None:
+    """Or the file would not open with weights_only, which shows only after the training."""
+    recipe = get_recipe(
+        "resnet18",
+        learning_rate=np.float64(0.01),
+        epochs=np.int64(3),
+        init=tmp_path / "start.pth",
+        size=tuple(np.array([64, 48])),
+    )
+    checkpoint = make(
+        "resnet18",
+        recipe=recipe,
+        preprocessing=recipe.preprocessing,
+        metrics={"val_loss": np.float32(0.5)},
+    )
+    checkpoint.save(tmp_path / "net.pth")
+    loaded = load_checkpoint(tmp_path / "net.pth")
+    assert loaded.recipe.learning_rate == 0.01
+    assert loaded.recipe.init == str(tmp_path / "start.pth")
+    assert (loaded.preprocessing.height, loaded.preprocessing.width) == (64, 48)
+    assert loaded.metrics == {"val_loss": 0.5}
+
+
+def test_preprocessing_is_the_files_own_and_not_the_recipes(tmp_path: Path) -> None:
+    make(preprocessing=Preprocessing(90, 85, "crop")).save(tmp_path / "net.pth")
+    _, transform = load_checkpoint(tmp_path / "net.pth").build()
+    assert transform(draw_face("male", 0)).shape == (3, 90, 85)
+
+
+def test_hashes_of_100_000_pictures_take_less_than_a_megabyte(tmp_path: Path) -> None:
+    hashes = hash64(hashlib.sha256(i.to_bytes(4)).hexdigest() for i in range(100_000))
+    assert len(hashes) == 100_000
+    make(seen=torch.empty(0, dtype=torch.int64)).save(tmp_path / "without.pth")
+    make(seen=hashes).save(tmp_path / "with.pth")
+    without, with_them = ((tmp_path / f"{n}.pth").stat().st_size for n in ("without", "with"))
+    assert 790_000 < with_them - without < 1_000_000
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), max_size=30))
+@settings(deadline=None, max_examples=50)
+def test_hash64_is_the_sorted_first_64_bits(digests: list[bytes]) -> None:
+    found = hash64(digest.hex() for digest in digests)
+    assert found.dtype == torch.int64
+    expected = {int(np.frombuffer(digest[:8], ">i8")[0]) for digest in digests}
+    assert found.tolist() == sorted(expected)
+    assert torch.equal(found, hash64(digest.hex().upper() for digest in reversed(digests)))
+
+
+def test_float16_halves_the_file_and_builds_in_float32(tmp_path: Path) -> None:
+    original = make()
+    original.save(tmp_path / "full.pth")
+    original.save(tmp_path / "half.pth", torch.float16)
+    full, half = ((tmp_path / name).stat().st_size for name in ("full.pth", "half.pth"))
+    assert half < 0.52 * full
+    loaded = load_checkpoint(tmp_path / "half.pth")
+    assert {weight.dtype for weight in loaded.weights.values()} == {torch.float16}
+    assert torch.equal(loaded.seen, original.seen)
+    net, transform = loaded.build()
+    assert {weight.dtype for weight in net.state_dict().values()} == {torch.float32}
+    images = transform(draw_face("female", 0))[None]
+    with torch.no_grad():
+        assert torch.allclose(net(images), original.build()[0](images), atol=1e-2)
+
+
+def test_float16_leaves_counters_whole(tmp_path: Path) -> None:
+    make("resnet18").save(tmp_path / "half.pth", torch.float16)
+    assert content_of(tmp_path / "half.pth")["weights"]["bn1.num_batches_tracked"].dtype == (
+        torch.int64
+    )
+
+
+def test_saving_replaces_the_file_at_once_and_leaves_nothing_beside_it(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(InputError) as caught:
+        make(epoch=5).save(saved)
+    assert "No space left" in sentence(caught)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_describe_names_recipe_epoch_and_accuracy() -> None:
+    assert make().describe() == "compact_cnn, epoch 4, validation accuracy 0.7500"
+    assert make(epoch=None, metrics={}).describe() == "compact_cnn"
+
+
+def test_a_plain_state_dict_opens_with_its_recipe_and_classes(plain: Path) -> None:
+    loaded = load_checkpoint(plain, "dropout_cnn", ["female", "male"])
+    assert loaded.classes == ("female", "male")
+    assert loaded.recipe == RECIPES["dropout_cnn"]
+    assert loaded.epoch is None
+    net, transform = loaded.build()
+    images = transform(draw_face("female", 0))[None]
+    with torch.no_grad():
+        assert torch.equal(net(images), make("dropout_cnn").build()[0](images))
+
+
+@pytest.mark.parametrize("nest", [None, "state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_names_that_other_scripts_put_around_weights_are_taken_off(
+    nest: str | None, prefix: str, tmp_path: Path
+) -> None:
+    weights = make().weights
+    renamed: dict[str, Any] = {prefix + name: weight for name, weight in weights.items()}
+    content = {nest: renamed, "epoch": 3} if nest else renamed
+    torch.save(content, tmp_path / "net.pth")
+    loaded = load_checkpoint(tmp_path / "net.pth", "compact_cnn", ["male", "female"])
+    assert loaded.weights.keys() == weights.keys()
+    assert all(torch.equal(loaded.weights[name], weights[name]) for name in weights)
+
+
+def test_a_state_dict_in_the_older_file_format_opens(tmp_path: Path) -> None:
+    torch.save(make().weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    load_checkpoint(tmp_path / "old.pth", "compact_cnn", ["male", "female"]).build()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "classes"), [(None, None), ("dropout_cnn", None), (None, ["male", "female"])]
+)
+def test_a_plain_state_dict_alone_is_refused(
+    plain: Path, recipe: str | None, classes: list[str] | None
+) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(plain, recipe, classes)
+    message = sentence(caught)
+    assert "--recipe" in message
+    assert "--classes" in message
+    assert "dropout_cnn" in message
+
+
+@pytest.mark.parametrize("other", ["compact_cnn", "resnet18"])
+def test_weights_of_another_recipe_are_refused(plain: Path, other: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(plain, other, ["female", "male"]).build()
+    assert other in sentence(caught)
+
+
+@pytest.mark.parametrize("classes", [["a"], ["a", "b", "c"]])
+def test_another_number_of_classes_is_refused(plain: Path, classes: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(plain, "dropout_cnn", classes).build()
+    assert "classes" in sentence(caught)
+
+
+def test_a_class_named_twice_is_refused(plain: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(plain, "dropout_cnn", ["male", "male"])
+    assert "male,male" in sentence(caught)
+
+
+def test_an_unknown_recipe_is_refused_with_a_suggestion(plain: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(plain, "dropout-cnn", ["female", "male"])
+    assert "dropout_cnn" in sentence(caught)
+
+
+def test_claims_that_the_file_contradicts_are_refused(saved: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(saved, recipe="resnet18")
+    assert "compact_cnn, not resnet18" in sentence(caught)
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(saved, classes=["female", "male"])
+    assert "male,female, not female,male" in sentence(caught)
+
+
+def test_claims_that_the_file_confirms_are_taken(saved: Path) -> None:
+    assert load_checkpoint(saved, "compact_cnn", ["male", "female"]).epoch == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"format": None}, "format None"),
+        ({"classes": None}, "not a whole checkpoint"),
+        ({"classes": ["male", "female", "cat"]}, "3 classes"),
+        ({"seen": None}, "not a whole checkpoint"),
+        ({"metrics": None}, "not a whole checkpoint"),
+        ({"recipe": {}}, "not a whole checkpoint"),
+        ({"recipe": "compact_cnn"}, "not a whole checkpoint"),
+        ({"preprocessing": {}}, "not a whole checkpoint"),
+        ({"preprocessing": {"mean": [0, 0, 0], "std": [0, 0, 0]}}, "not a whole checkpoint"),
+        ({"weights": {}}, "no weights"),
+        ({"weights": None}, "not a whole checkpoint"),
+        ({"weights": {"conv1.weight": [1.0]}}, "no weights"),
+        ({"weights": {"conv1.weight": torch.zeros(1)}}, "not those of compact_cnn"),
+        ({"recipe": get_recipe("resnet18").to_dict()}, "not those of resnet18"),
+    ],
+)
+def test_content_that_is_not_ours_is_one_sentence(
+    saved: Path, change: dict[str, Any], word: str
+) -> None:
+    torch.save({**content_of(saved), **change}, saved)
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(saved).build()
+    assert word in sentence(caught)
+
+
+@pytest.mark.parametrize("key", ["classes", "preprocessing", "seen", "epoch", "versions"])
+def test_a_missing_part_is_one_sentence(saved: Path, key: str) -> None:
+    content = content_of(saved)
+    del content[key]
+    torch.save(content, saved)
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(saved)
+    assert key in sentence(caught)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.3, 0.9, 0.9999])
+def test_a_file_cut_short_is_one_sentence(saved: Path, share: float) -> None:
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(saved)
+    assert str(saved) in sentence(caught)
+
+
+@pytest.mark.parametrize("text", ["hello world", "<html>404</html>\n", "\x80\x02", "PK\x03\x04"])
+def test_text_under_the_name_of_weights_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "text.pth").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(tmp_path / "text.pth")
+    assert "text.pth" in sentence(caught)
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None, max_examples=50)
+def test_no_bytes_at_all_lead_to_another_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "bytes.pth"
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(path)
+    sentence(caught)
+
+
+def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.pth", tmp_path):
+        with pytest.raises(InputError) as caught:
+            load_checkpoint(path)
+        assert str(path) in sentence(caught)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(3), "text"])
+def test_other_plain_content_is_one_sentence(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(tmp_path / "other.pth", "compact_cnn", ["male", "female"])
+    assert "no weights" in sentence(caught)
+
+
+def test_a_whole_pickled_model_is_one_sentence(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "model.pth")
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(tmp_path / "model.pth")
+    assert "model.state_dict()" in sentence(caught)
+
+
+class Malicious:
+    """What creates a file where a loader runs the code of its pickle."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["zip", "inside", "legacy", "pickle"])
+def test_code_in_a_file_is_never_run(tmp_path: Path, form: str) -> None:
+    target, path = tmp_path / "created", tmp_path / "evil.pth"
+    evil = Malicious(target)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(evil))
+    else:
+        content = {"format": 1, "recipe": evil, "weights": {}} if form == "inside" else evil
+        torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(path)
+    assert "never run" in sentence(caught)
+    assert not target.exists()
+    pickle.loads(pickle.dumps(evil))  # the payload does work where it is let
+    assert target.exists()
+
+
+def test_weights_missing_and_left_over_are_named() -> None:
+    weights = dict(make().weights)
+    del weights["fc2.bias"]
+    net = build_model("compact_cnn")
+    with pytest.raises(InputError, match=r"no fc2\.bias") as caught:
+        load_weights(net, weights, "compact_cnn")
+    sentence(caught)
+    more = {**make().weights, "fc9.bias": torch.zeros(1)}
+    with pytest.raises(InputError, match=r"fc9\.bias, which the net has not") as caught:
+        load_weights(net, more, "compact_cnn")
+    sentence(caught)
+
+
+def test_refused_weights_change_nothing() -> None:
+    net = build_model("compact_cnn")
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    wrong = {**make().weights, "fc4.bias": torch.zeros(3)}
+    with pytest.raises(InputError, match=r"\(3,\) and should be \(2,\)"):
+        load_weights(net, wrong, "compact_cnn")
+    assert all(torch.equal(before[name], each) for name, each in net.state_dict().items())
+
+
+def test_files_without_the_counter_of_later_releases_are_taken() -> None:
+    weights = {
+        name: weight
+        for name, weight in build_model("resnet18").state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    load_weights(build_model("resnet18"), weights, "resnet18")
+
+
+def test_read_weights_tells_the_two_kinds_apart(saved: Path, plain: Path) -> None:
+    assert isinstance(read_weights(saved), Checkpoint)
+    assert isinstance(read_weights(plain), dict)

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import COLOURS, make_faces, make_zip
+from PIL import Image
+from sentences import sentence
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from face_gender.dataset import Batch, EpochSampler, FaceDataset, make_loader, select_split
+from face_gender.files import InputError
+from face_gender.images import UnreadableImage
+from face_gender.index import create_csv, read_index
+from face_gender.preprocessing import Augmentation, Preprocessing
+
+PLAIN = Preprocessing(12, 10, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+SHAKEN = Preprocessing(12, 10, augmentation=Augmentation(0.5, 30))
+
+
+@pytest.fixture
+def index(faces: Path) -> Path:
+    return create_csv(faces, progress=False).path
+
+
+def batches(loader: DataLoader[Batch], epoch: int = 0) -> list[Batch]:
+    loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+    return list(loader)
+
+
+def images_of(found: list[Batch]) -> Tensor:
+    return torch.cat([batch.images for batch in found if batch.images is not None])
+
+
+def positions_of(found: list[Batch]) -> list[int]:
+    return [position for batch in found for position in batch.positions.tolist()]
+
+
+def is_red(image: Tensor) -> bool:
+    """Tell a drawn man from a drawn woman by the middle of the picture."""
+    red, _, blue = image[:, 6:9, 4:6].mean(dim=(1, 2))
+    return bool(red > blue)
+
+
+def spoil(data: Path, dataset: FaceDataset, positions: list[int]) -> None:
+    for position in positions:
+        (data / str(dataset.paths[position])).write_text("no picture")
+
+
+def test_an_item_is_the_picture_and_its_label(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, None, faces)
+    assert len(dataset) == 40
+    for i in (0, 20, 39):
+        image, label = dataset[i]
+        assert isinstance(image, Image.Image)
+        assert type(label) is int
+        folder = str(dataset.paths[i]).split("/")[0]
+        assert label == ("male", "female").index(folder)
+        with Image.open(faces / str(dataset.paths[i])) as original:
+            assert np.array_equal(np.asarray(image), np.asarray(original))
+
+
+def test_the_transform_is_applied(index: Path, faces: Path) -> None:
+    image, _ = FaceDataset(index, "train", faces, PLAIN.eval_transform())[0]
+    assert image.shape == (3, 12, 10)
+
+
+def test_splits_are_those_of_the_csv(index: Path, faces: Path) -> None:
+    table = read_index(index)
+    for split in ("train", "val", "test"):
+        expected = table["path"][table["split"] == split].tolist()
+        assert FaceDataset(index, split, faces).paths.tolist() == expected
+    assert FaceDataset(index, None, faces).paths.tolist() == table["path"].tolist()
+
+
+def test_paths_and_labels_are_numpy_arrays(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces)
+    assert isinstance(dataset.paths, np.ndarray)
+    assert dataset.paths.dtype.kind == "U"
+    assert isinstance(dataset.labels, np.ndarray)
+    assert dataset.labels.dtype == np.int64
+
+
+def test_no_picture_is_read_before_it_is_asked_for(index: Path, faces: Path) -> None:
+    shutil.rmtree(faces / "male")
+    shutil.rmtree(faces / "female")
+    dataset = FaceDataset(index, "train", faces)
+    with pytest.raises(UnreadableImage):
+        dataset[0]
+
+
+def test_a_bad_file_raises_with_its_path_and_the_reason(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces)
+    spoil(faces, dataset, [3])
+    with pytest.raises(UnreadableImage) as caught:
+        dataset[3]
+    assert caught.value.path == dataset.paths[3]
+    assert "not an image" in caught.value.reason
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_it_can_be_pickled(index: Path, faces: Path, tmp_path: Path, packed: bool) -> None:
+    data = make_zip(faces, tmp_path / "faces.zip") if packed else faces
+    dataset = FaceDataset(index, "train", data, SHAKEN.eval_transform())
+    dataset[0]  # an archive is open now
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[5][0], dataset[5][0])
+    assert copy.labels.tolist() == dataset.labels.tolist()
+
+
+def test_a_table_serves_as_the_index(index: Path, faces: Path) -> None:
+    table = read_index(index)
+    assert len(FaceDataset(table, "val", faces)) == (table["split"] == "val").sum()
+
+
+def test_an_older_csv_has_rows_and_no_splits(faces: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older.csv"
+    older.write_text("image_name,class\nmale/m_0.jpg,male\nfemale/f_1.jpg,1\n")
+    dataset = FaceDataset(older, None, faces)
+    assert dataset.labels.tolist() == [0, 1]
+    assert dataset[1][0].size == (36, 44)
+    with pytest.raises(InputError) as caught:
+        FaceDataset(older, "train", faces)
+    assert "data_split.py" in sentence(caught)
+
+
+@pytest.mark.parametrize("split", ["training", "", "Train"])
+def test_an_unknown_split_is_refused_in_a_sentence(index: Path, split: str) -> None:
+    with pytest.raises(InputError) as caught:
+        select_split(index, split)
+    assert "train, val, test" in sentence(caught)
+
+
+def test_an_empty_split_is_refused_in_a_sentence(faces: Path, tmp_path: Path) -> None:
+    report = create_csv(faces, tmp_path / "no_test.csv", (80, 20, 0), progress=False)
+    with pytest.raises(InputError) as caught:
+        select_split(report, "test")
+    assert "'test'" in sentence(caught)
+
+
+def test_batches_hold_every_picture_once(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+    found = batches(make_loader(dataset, 8, shuffle=True))
+    assert sorted(positions_of(found)) == list(range(len(dataset)))
+    assert [len(batch.labels) for batch in found] == [8, 8, 8, 4]
+    assert type(found[0].images) is Tensor
+    assert found[0].images.dtype == torch.float32
+    assert found[0].labels.dtype == torch.int64
+
+
+def test_labels_belong_to_their_pictures(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+    assert COLOURS["male"][0] > COLOURS["male"][2]
+    for batch in batches(make_loader(dataset, 5, shuffle=True)):
+        assert batch.images is not None
+        assert [0 if is_red(image) else 1 for image in batch.images] == batch.labels.tolist()
+        assert dataset.labels[batch.positions.numpy()].tolist() == batch.labels.tolist()
+
+
+def test_without_shuffle_the_order_is_that_of_the_index(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "val", faces, PLAIN.eval_transform())
+    loader = make_loader(dataset, 4)
+    assert positions_of(batches(loader)) == list(range(len(dataset)))
+    assert positions_of(batches(loader, epoch=3)) == list(range(len(dataset)))
+
+
+def test_shuffling_follows_the_seed_and_the_epoch(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return positions_of(batches(make_loader(dataset, 8, True, seed), epoch))
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(1, 0)
+    assert order(0, 0) != order(0, 1)
+
+
+def test_augmentation_differs_by_epoch_and_by_picture(index: Path, faces: Path) -> None:
+    same = FaceDataset(index, "train", faces, SHAKEN.train_transform())
+    same.paths[:] = same.paths[0]  # one picture in every place
+    loader = make_loader(same, len(same))
+    first, second = images_of(batches(loader, 0)), images_of(batches(loader, 1))
+    assert len({image.numpy().tobytes() for image in first}) > 20
+    assert not torch.equal(first, second)
+
+
+def test_the_same_seed_gives_the_same_batches_with_workers(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces, SHAKEN.train_transform())
+    alone, helped = (make_loader(dataset, 8, True, 5, workers=workers) for workers in (0, 2))
+    for epoch in (0, 1):
+        for one, other in zip(batches(alone, epoch), batches(helped, epoch), strict=True):
+            assert torch.equal(one.images, other.images)  # type: ignore[arg-type]
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.positions, other.positions)
+
+
+def test_reading_leaves_the_random_numbers_of_the_net_alone(
+    index: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reseeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    dataset = FaceDataset(index, "train", faces, SHAKEN.train_transform())
+    loader = iter(make_loader(dataset, 8))
+    before = torch.get_rng_state()
+    next(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert reseeded == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_is_reported_and_no_neighbour_stands_in(
+    index: Path, faces: Path, workers: int
+) -> None:
+    dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+    bad = [0, 9, 10, len(dataset) - 1]
+    spoil(faces, dataset, bad)
+    found = batches(make_loader(dataset, 5, shuffle=True, workers=workers))
+    failures = dict(failure for batch in found for failure in batch.failures)
+    assert sorted(failures) == bad
+    assert all("not an image" in reason for reason in failures.values())
+    assert sorted(positions_of(found)) == [i for i in range(len(dataset)) if i not in bad]
+    for batch in found:
+        assert batch.images is not None
+        assert len(batch.images) == len(batch.labels) == len(batch.positions)
+        for image, label, position in zip(*batch[:3], strict=True):
+            assert label == dataset.labels[position]
+            assert torch.equal(image, dataset[int(position)][0])
+
+
+def test_a_batch_of_bad_files_alone_has_no_images(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "val", faces, PLAIN.eval_transform())
+    spoil(faces, dataset, [0, 1])
+    first = batches(make_loader(dataset, 2))[0]
+    assert first.images is None
+    assert (len(first.labels), len(first.positions)) == (0, 0)
+    assert [position for position, _ in first.failures] == [0, 1]
+
+
+def test_excluded_pictures_are_left_out_of_the_next_epoch(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+    loader = make_loader(dataset, 8, shuffle=True)
+    sampler = loader.sampler
+    assert isinstance(sampler, EpochSampler)
+    sampler.excluded.update([2, 7])
+    assert len(sampler) == len(dataset) - 2
+    assert {2, 7}.isdisjoint(positions_of(batches(loader)))
+
+
+def test_workers_read_an_archive(index: Path, faces: Path, tmp_path: Path) -> None:
+    packed = make_zip(faces, tmp_path / "faces.zip", prefix="one/")
+    table = read_index(index).assign(path=lambda rows: "one/" + rows["path"])
+    from_zip = FaceDataset(table, "train", packed, PLAIN.eval_transform())
+    from_zip[0]  # open in the parent: a forked worker must not share its file position
+    from_folder = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+    there = images_of(batches(make_loader(from_zip, 4, workers=2)))
+    here = images_of(batches(make_loader(from_folder, 4)))
+    assert torch.equal(there, here)
+
+
+def test_spawned_workers_read_what_the_parent_would(index: Path, faces: Path) -> None:
+    """As on Windows and macOS, where a worker gets the data set by pickle."""
+    dataset = FaceDataset(index, "val", faces, SHAKEN.train_transform())
+    spoil(faces, dataset, [1])
+    loader = make_loader(dataset, 4, seed=3, workers=1)
+    loader.multiprocessing_context = "spawn"
+    spawned, alone = batches(loader), batches(make_loader(dataset, 4, seed=3))
+    assert torch.equal(images_of(spawned), images_of(alone))
+    assert positions_of(spawned) == positions_of(alone)
+    assert spawned[0].failures == alone[0].failures != []
+
+
+def test_small_data_sets_start_no_workers(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces)
+    assert make_loader(dataset, 8).num_workers == 0
+    many = pd.concat([read_index(index)] * 10, ignore_index=True)
+    assert make_loader(FaceDataset(many, None, faces), 8).num_workers >= 1
+
+
+def test_cyrillic_names_and_spaces_are_read(tmp_path: Path) -> None:
+    data = make_faces(tmp_path / "мои лица", 4, 4)
+    (data / "male" / "m_0.jpg").rename(data / "male" / "Иван Петров.jpg")
+    dataset = FaceDataset(create_csv(data, progress=False), None, data)
+    names = [str(path) for path in dataset.paths]
+    assert dataset[names.index("male/Иван Петров.jpg")][0].size == (36, 44)

@@ -1,0 +1,666 @@
+"""The index tells every picture once, and its split keeps its promises."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import draw_face, make_faces, make_zip, snapshot
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from face_gender.files import InputError
+from face_gender.index import (
+    SPLITS,
+    IndexReport,
+    create_csv,
+    hashes_of,
+    read_index,
+    split_rows,
+    write_index,
+)
+
+SHARES = (70, 15, 15)
+
+
+def index(data: Path, **options: object) -> IndexReport:
+    return create_csv(data, progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """A data set of 5 + 4 drawn faces."""
+    return make_faces(tmp_path / "data", 5, 4)
+
+
+# ---------------------------------------------------------------- the split, as properties
+
+
+def table_of(rows: Sequence[tuple[int, int, str]]) -> pd.DataFrame:
+    """Make an index of (content, label, group) rows."""
+    return pd.DataFrame(
+        {
+            "path": [f"{i:04}.jpg" for i in range(len(rows))],
+            "label": np.array([label for _, label, _ in rows], dtype=np.int64),
+            "sha256": [hashlib.sha256(str(content).encode()).hexdigest() for content, _, _ in rows],
+            "group": [group for _, _, group in rows],
+        }
+    )
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pd.DataFrame:
+    """Copies, groups, groups of both labels, and groups that copies connect."""
+    contents = draw(st.lists(st.integers(0, 1), min_size=1, max_size=30))
+    group = st.sampled_from(["", "", "", "anna", "boris", "vera", "gleb"])
+    rows = [
+        (content, label, draw(group))
+        for content, label in enumerate(contents)
+        for _ in range(draw(st.sampled_from([1, 1, 1, 2, 4])))
+    ]
+    return table_of(draw(st.permutations(rows)))
+
+
+def units_of(table: pd.DataFrame) -> list[int]:
+    """Number the sets of rows that share content or group, by spreading the smallest number."""
+    keys = [*zip(table["sha256"], table["group"], strict=True)]
+    numbers, before = list(range(len(keys))), [-1]
+    while numbers != before:
+        before = numbers
+        smallest: dict[str, int] = {}
+        for number, (content, group) in sorted(zip(numbers, keys, strict=True), reverse=True):
+            smallest[content] = smallest[group] = number
+        numbers = [
+            min(smallest[content], smallest[group] if group else len(keys))
+            for content, group in keys
+        ]
+    return numbers
+
+
+def units_by_label(table: pd.DataFrame) -> Counter[int]:
+    units = {(unit, label) for unit, label in zip(units_of(table), table["label"], strict=True)}
+    return Counter(label for _, label in units)
+
+
+def just_enough(table: pd.DataFrame) -> pd.DataFrame:
+    """Add single pictures until each class has the 3 units that a split needs."""
+    units = units_by_label(table)
+    rows = [(-2 * i - label - 1, label, "") for label in (0, 1) for i in range(3 - units[label])]
+    more = table_of(rows)
+    more["path"] = [f"more_{i}.jpg" for i in range(len(rows))]
+    return pd.concat([table, more], ignore_index=True)
+
+
+def by_path(table: pd.DataFrame, seed: int = 0) -> dict[str, str]:
+    return dict(zip(table["path"], split_rows(table, SHARES, seed), strict=True))
+
+
+@settings(deadline=None, max_examples=150)
+@given(table=tables().map(just_enough), seed=st.integers(0, 5))
+def test_same_bytes_and_same_group_never_straddle_and_no_class_is_missing(
+    table: pd.DataFrame, seed: int
+) -> None:
+    table["split"] = split_rows(table, SHARES, seed)
+    assert set(table["split"]) <= set(SPLITS)
+    assert (table.groupby("sha256")["split"].nunique() == 1).all()
+    assert (table[table["group"] != ""].groupby("group")["split"].nunique() == 1).all()
+    assert (table.groupby("label")["split"].nunique() == 3).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(table=tables())
+def test_class_with_fewer_units_than_splits_is_refused(table: pd.DataFrame) -> None:
+    assume(min(units_by_label(table).values()) < 3)
+    with pytest.raises(InputError, match="groups of pictures that belong together"):
+        split_rows(table, SHARES, 0)
+
+
+@settings(deadline=None, max_examples=80)
+@given(table=tables().map(just_enough), data=st.data())
+def test_split_depends_neither_on_the_order_of_rows_nor_on_names(
+    table: pd.DataFrame, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(table))))
+    assert by_path(table.iloc[list(order)].reset_index(drop=True)) == by_path(table)
+    renamed = table.assign(path=table["path"].str.replace("0", "x"))
+    assert split_rows(renamed, SHARES, 0).tolist() == split_rows(table, SHARES, 0).tolist()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    sizes=st.tuples(st.integers(3, 150), st.integers(3, 150)),
+    shares=st.tuples(*[st.integers(1, 98)] * 3),
+    seed=st.integers(0, 2**32),
+)
+def test_single_pictures_are_stratified_within_one_of_the_quota(
+    sizes: tuple[int, int], shares: tuple[int, int, int], seed: int
+) -> None:
+    rows = [(i, int(i >= sizes[0]), "") for i in range(sum(sizes))]
+    table = table_of(rows)
+    table["split"] = split_rows(table, shares, seed)
+    for label, size in enumerate(sizes):
+        counts = Counter(table.loc[table["label"] == label, "split"])
+        assert all(counts[split] >= 1 for split in SPLITS)
+        quotas = [size * share / sum(shares) for share in shares]
+        if min(quotas) >= 1:
+            assert all(abs(counts[s] - q) < 1 for s, q in zip(SPLITS, quotas, strict=True))
+
+
+def test_groups_of_both_labels_leave_no_class_out_of_a_split() -> None:
+    counts = {"both": (5, 2), "also both": (1, 6), "men": (5, 0), "women": (0, 8)}
+    labels = [
+        (g, label) for g, pair in counts.items() for label in (0, 1) for _ in range(pair[label])
+    ]
+    table = table_of([(i, label, group) for i, (group, label) in enumerate(labels)])
+    for seed in range(10):
+        table["split"] = split_rows(table, (80, 5, 15), seed)
+        assert (table.groupby("label")["split"].nunique() == 3).all()
+
+
+def test_one_seed_gives_one_split_and_other_seeds_give_others() -> None:
+    table = table_of([(i, i % 2, "") for i in range(60)])
+    assert by_path(table, 3) == by_path(table.copy(), 3)
+    assert len({tuple(split_rows(table, SHARES, seed)) for seed in range(20)}) == 20
+
+
+def test_large_groups_keep_the_shares_about() -> None:
+    sizes = np.random.default_rng(0).integers(1, 30, 120)
+    rows = [(i, 0, f"person {person}") for i, person in enumerate(np.repeat(range(120), sizes))]
+    rows += [(-i - 1, 1, "") for i in range(100)]
+    table = table_of(rows)
+    table["split"] = split_rows(table, SHARES, 0)
+    counts = table[table["label"] == 0]["split"].value_counts(normalize=True)
+    assert [counts[split] for split in SPLITS] == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
+
+
+def test_share_of_zero_leaves_its_split_empty() -> None:
+    splits = split_rows(table_of([(i, i % 2, "") for i in range(20)]), (80, 20, 0), 0)
+    assert Counter(splits.tolist()) == {"train": 16, "val": 4}
+
+
+# ---------------------------------------------------------------- what becomes a row
+
+
+def test_index_has_the_documented_columns_rows_and_place(few: Path) -> None:
+    report = index(few)
+    assert report.path == few / "index.csv" and os.fspath(report) == str(report.path)
+    text = report.path.read_text(encoding="utf-8")
+    assert text.startswith("path,label,split,sha256\nfemale/f_0.jpg,1,")
+    table = read_index(report)
+    assert table["path"].tolist() == sorted(table["path"])
+    assert dict(zip(table["path"], table["label"], strict=True)) == {
+        **{f"male/m_{i}.jpg": 0 for i in range(5)},
+        **{f"female/f_{i}.jpg": 1 for i in range(4)},
+    }
+    for path, digest in zip(table["path"], table["sha256"], strict=True):
+        assert digest == hashlib.sha256((few / path).read_bytes()).hexdigest()
+    assert table["split"].tolist() == split_rows(table, SHARES, 0).tolist()
+
+
+def test_summary_counts_pictures_by_split_and_class(faces: Path) -> None:
+    report = index(faces)
+    assert report.counts().to_numpy().tolist() == [[14, 14], [3, 3], [3, 3]]
+    assert "40 pictures, 0 of them repeat" in report.summary()
+    assert "0 unreadable, 0 under both labels" in report.summary()
+
+
+def test_index_is_written_once_and_read_back_the_same_after_a_restart(few: Path) -> None:
+    report = index(few, seed=5)
+    written = report.path.read_bytes()
+    assert read_index(report.path)["split"].tolist() == report.table["split"].tolist()
+    index(few, seed=5, force=True)
+    assert report.path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".hidden.jpg",
+        "._m_0.jpg",
+        ".ipynb_checkpoints/m_0-checkpoint.jpg",
+        "__MACOSX/m_0.jpg",
+        "__MACOSX/._m_0.jpg",
+        "Thumbs.db",
+        "desktop.ini",
+        "notes.txt",
+        "labels.csv",
+        "m_0",
+        "m_0.jpg.part",
+        "m_0.xmp",
+    ],
+)
+def test_what_is_no_picture_never_becomes_a_row(few: Path, name: str, tmp_path: Path) -> None:
+    extra = few / "male" / name
+    extra.parent.mkdir(exist_ok=True)
+    draw_face("male", 99).save(extra, "JPEG")
+    archive = make_zip(few, tmp_path / "faces.zip")
+    for data in (few, archive):
+        report = index(data)
+        assert len(report.table) == 9
+        assert report.unreadable == ()
+
+
+def test_files_beside_the_class_folders_are_not_rows(few: Path) -> None:
+    draw_face("male", 99).save(few / "cover.jpg")
+    (few / "other").mkdir()
+    draw_face("male", 98).save(few / "other" / "a.jpg")
+    assert len(index(few).table) == 9
+
+
+@pytest.mark.parametrize("name", ["A.JPG", "b.Jpeg", "c.PNG", "deep/er/d.webp", "e.TIFF"])
+def test_suffix_in_any_case_and_folders_inside_are_rows(few: Path, name: str) -> None:
+    path = few / "male" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_face("male", 99).save(path)
+    assert f"male/{name}" in set(index(few).table["path"])
+
+
+def test_class_folders_in_any_case(tmp_path: Path) -> None:
+    data = make_faces(tmp_path / "data", 3, 3)
+    (data / "male").rename(data / "Male_")
+    (data / "Male_").rename(data / "Male")
+    labels = index(data).table.set_index("path")["label"]
+    assert labels["Male/m_0.jpg"] == 0 and labels["female/f_0.jpg"] == 1
+
+
+def test_unreadable_pictures_are_listed_with_reasons_and_left_as_they_are(few: Path) -> None:
+    whole = (few / "male" / "m_0.jpg").read_bytes()
+    (few / "male" / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (few / "female" / "text.jpg").write_text("no picture")
+    (few / "female" / "zero.png").write_bytes(b"")
+    (few / "female" / "folder.jpg").mkdir()
+    before = snapshot(few)
+    report = index(few)
+    assert [path for path, _ in report.unreadable] == [
+        "female/text.jpg",
+        "female/zero.png",
+        "male/half.jpg",
+    ]
+    reasons = dict(report.unreadable)
+    assert "not an image" in reasons["female/text.jpg"]
+    assert reasons["female/zero.png"] == "empty file"
+    assert "truncated" in reasons["male/half.jpg"]
+    assert len(report.table) == 9
+    report.path.unlink()
+    assert snapshot(few) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_pipe_and_broken_link_are_listed_and_do_not_hang(few: Path) -> None:
+    os.mkfifo(few / "male" / "pipe.jpg")
+    (few / "male" / "link.jpg").symlink_to("nowhere.jpg")
+    (few / "male" / "loop").symlink_to(few / "male")
+    report = index(few)
+    assert [path for path, _ in report.unreadable] == ["male/link.jpg", "male/pipe.jpg"]
+    assert len(report.table) == 9
+
+
+def test_damaged_member_of_an_archive_is_listed(few: Path, tmp_path: Path) -> None:
+    archive = make_zip(few, tmp_path / "faces.zip")
+    content = (few / "male" / "m_3.jpg").read_bytes()
+    archive.write_bytes(archive.read_bytes().replace(content, content[:-9] + bytes(9)))
+    report = index(archive)
+    assert [path for path, _ in report.unreadable] == ["male/m_3.jpg"]
+    assert "damaged" in report.unreadable[0][1]
+    assert len(report.table) == 8
+
+
+def test_copies_stay_together_and_are_counted(few: Path) -> None:
+    content = (few / "male" / "m_0.jpg").read_bytes()
+    for i in range(6):
+        (few / "male" / f"copy_{i}.jpg").write_bytes(content)
+    report = index(few)
+    copies = report.table[report.table["sha256"] == hashlib.sha256(content).hexdigest()]
+    assert len(copies) == 7 and copies["split"].nunique() == 1
+    assert report.duplicates == 6
+
+
+def test_same_bytes_under_both_labels_are_reported_and_left_out(few: Path) -> None:
+    for i in range(2):
+        content = (few / "male" / f"m_{i}.jpg").read_bytes()
+        (few / "female" / f"also_{i}.jpg").write_bytes(content)
+    report = index(few)
+    assert report.contradictions == (
+        ("female/also_0.jpg", "male/m_0.jpg"),
+        ("female/also_1.jpg", "male/m_1.jpg"),
+    )
+    left_out = {path for paths in report.contradictions for path in paths}
+    assert len(report.table) == 7 and not left_out & set(report.table["path"])
+
+
+@pytest.mark.parametrize("prefix", ["", "faces/", "мои лица/"])
+def test_archive_gives_the_folders_index_with_its_prefix(
+    few: Path, tmp_path: Path, prefix: str
+) -> None:
+    (few / "male" / "zero.jpg").write_bytes(b"")
+    archive = make_zip(few, tmp_path / "faces.zip", prefix)
+    with zipfile.ZipFile(archive, "a") as out:
+        out.writestr("__MACOSX/male/m_0.jpg", b"x")
+        out.writestr("readme.txt", b"x")
+    before = archive.read_bytes()
+    of_folder, of_archive = index(few), index(archive)
+    assert of_archive.path == tmp_path / "index.csv"
+    expected = of_folder.table.assign(path=prefix + of_folder.table["path"])
+    pd.testing.assert_frame_equal(of_archive.table, expected)
+    assert of_archive.unreadable == ((prefix + "male/zero.jpg", "empty file"),)
+    assert archive.read_bytes() == before
+
+
+def test_archive_with_several_tops_is_refused_by_name(few: Path, tmp_path: Path) -> None:
+    archive = make_zip(few, tmp_path / "faces.zip", "one/")
+    with zipfile.ZipFile(archive, "a") as out:
+        out.writestr("two/male/m.jpg", b"x")
+    with pytest.raises(InputError, match=r"several folders \(one, two\)"):
+        index(archive)
+
+
+def test_archive_two_levels_down_is_refused(few: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at its root or one level down"):
+        index(make_zip(few, tmp_path / "faces.zip", "a/b/"))
+
+
+def test_folder_one_level_up_is_told_where_the_data_is(few: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean .*data\?"):
+        index(few.parent)
+
+
+def test_class_whose_pictures_are_all_unreadable_names_one_of_them(few: Path) -> None:
+    for path in (few / "female").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"female has 0 usable .*female/f_0\.jpg: empty file"):
+        index(few)
+
+
+def test_class_of_copies_cannot_be_split(few: Path) -> None:
+    for path in (few / "female").iterdir():
+        draw_face("female", 0).save(path)
+    with pytest.raises(InputError, match="female has only 1 groups"):
+        index(few)
+
+
+@pytest.mark.parametrize("ratios", [(70, 30), (50, 20, 20), (-10, 60, 50), (0, 50, 50), (1, 2, 3)])
+def test_ratios_that_make_no_sense_are_refused(few: Path, ratios: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="ratios"):
+        index(few, ratios=ratios)
+
+
+@pytest.mark.parametrize("ratios", [(float("nan"), 50, 50), (float("inf"), 0, 0)])
+def test_ratios_that_are_no_numbers_are_refused(few: Path, ratios: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="ratios"):
+        index(few, ratios=ratios)
+
+
+def test_ratios_may_be_shares_of_one(few: Path) -> None:
+    assert index(few, ratios=(0.7, 0.15, 0.15)).path.exists()
+
+
+@pytest.mark.parametrize("which", ["data", "groups"])
+def test_force_never_replaces_what_the_index_is_made_from(
+    few: Path, tmp_path: Path, which: str
+) -> None:
+    archive = make_zip(few, tmp_path / "faces.zip")
+    groups = tmp_path / "groups.csv"
+    groups.write_text("path,group\nmale/m_0.jpg,x\n")
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="is what the index is made from"):
+        index(archive, groups=groups, force=True, output=archive if which == "data" else groups)
+    assert snapshot(tmp_path) == before
+
+
+def test_interrupted_hashing_writes_nothing(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(data: bytes, name: str) -> None:
+        raise KeyboardInterrupt
+
+    before = snapshot(few)
+    monkeypatch.setattr("face_gender.index.decode_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        index(few)
+    assert snapshot(few) == before
+
+
+# ---------------------------------------------------------------- groups
+
+
+def write_groups(path: Path, rows: dict[str, str]) -> Path:
+    lines = "".join(f"{name},{group}\n" for name, group in rows.items())
+    path.write_text("path,group\n" + lines, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_rows_of_one_person_share_a_split(faces: Path, tmp_path: Path, prefix: str) -> None:
+    rows = {f"{prefix}male/m_{i}.jpg": f"person {i // 4}" for i in range(20)}
+    report = index(faces, groups=write_groups(tmp_path / "groups.csv", rows))
+    men = report.table[report.table["group"] != ""]
+    assert len(men) == 20
+    assert (men.groupby("group")["split"].nunique() == 1).all()
+    assert "group" in read_index(report)
+
+
+def test_groups_may_leave_out_the_folder_inside_the_archive(few: Path, tmp_path: Path) -> None:
+    archive = make_zip(few, tmp_path / "faces.zip", "faces/")
+    groups = write_groups(tmp_path / "groups.csv", {"male/m_0.jpg": "a", "male/m_1.jpg": "a"})
+    table = index(archive, groups=groups).table.set_index("path")
+    assert table["group"]["faces/male/m_0.jpg"] == table["group"]["faces/male/m_1.jpg"] == "a"
+    assert table["group"]["faces/female/f_0.jpg"] == ""
+
+
+def test_groups_that_name_no_picture_are_refused(few: Path, tmp_path: Path) -> None:
+    groups = write_groups(tmp_path / "groups.csv", {"other/m_0.jpg": "a"})
+    with pytest.raises(InputError, match=r"names no picture .*other/m_0\.jpg.*female/f_0\.jpg"):
+        index(few, groups=groups)
+
+
+def test_groups_that_contradict_themselves_are_refused(few: Path, tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("path,group\nmale/m_0.jpg,a\nmale/m_0.jpg,b\n")
+    with pytest.raises(InputError, match="two groups"):
+        index(few, groups=tmp_path / "groups.csv")
+
+
+@pytest.mark.parametrize("text", ["", "name,person\na,b\n", None])
+def test_groups_that_are_no_such_table_are_refused(
+    few: Path, tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(InputError, match=r"groups\.csv .*path and group"):
+        index(few, groups=tmp_path / "groups.csv")
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["лицо.jpg", "a b.jpg", "a,b.jpg", 'a"b".jpg', "a'b.jpg", "#1.jpg", "顔😀.jpg", "NA.jpg"],
+)
+def test_odd_names_are_indexed_and_read_back(few: Path, tmp_path: Path, name: str) -> None:
+    if sys.platform == "win32" and '"' in name:
+        pytest.skip("no such names there")
+    (few / "male" / "m_0.jpg").rename(few / "male" / name)
+    archive = make_zip(few, tmp_path / "faces.zip")
+    for data in (few, archive):
+        assert f"male/{name}" in set(read_index(index(data))["path"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+def test_name_that_is_not_utf8_keeps_its_bytes(few: Path) -> None:
+    raw = os.fsencode(few / "male") + b"/\xcc\xf3\xe6.jpg"
+    os.rename(few / "male" / "m_0.jpg", raw)
+    table = read_index(index(few))
+    assert b"\nmale/\xcc\xf3\xe6.jpg,0," in (few / "index.csv").read_bytes()
+    assert raw in {os.fsencode(few / path) for path in table["path"]}
+
+
+@settings(deadline=None, max_examples=100)
+@given(names=st.lists(st.binary(min_size=1, max_size=12), min_size=1, max_size=5))
+def test_any_name_survives_writing_and_reading(
+    names: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    texts = [name.decode("utf-8", "surrogateescape") + ".jpg" for name in names]
+    table = pd.DataFrame({"path": pd.Series(texts, dtype=object), "label": 0})
+    path = tmp_path_factory.mktemp("names") / "index.csv"
+    write_index(table, path)
+    assert read_index(path)["path"].tolist() == texts
+
+
+# ---------------------------------------------------------------- older forms
+
+
+@pytest.mark.parametrize(
+    ("header", "male", "female"),
+    [
+        ("path,label", "male/m_{}.jpg,0", "female/f_{}.jpg,1"),
+        ("path,label", "./male/m_{}.jpg,male", "./female/f_{}.jpg,Female"),
+        ("path,label", "data/male/m_{}.jpg,0", "data/female/f_{}.jpg,1"),
+        ("path,label", "male\\m_{}.jpg,0", "female\\f_{}.jpg,1"),
+        ("image_name,class", "m_{}.jpg,0", "f_{}.jpg,1"),
+        ("class,image_name", "male,male/m_{}.jpg", "female,female/f_{}.jpg"),
+        ("\ufeffimage_name,class,extra", "m_{}.jpg,0,", "f_{}.jpg,1,"),
+    ],
+)
+def test_older_csv_beside_its_pictures_is_indexed(
+    few: Path, header: str, male: str, female: str
+) -> None:
+    lines = [header, *(male.format(i) for i in range(5)), *(female.format(i) for i in range(4))]
+    (few / "old.csv").write_text("\n".join(lines), encoding="utf-8")
+    before = (few / "old.csv").read_bytes()
+    pd.testing.assert_frame_equal(index(few / "old.csv").table, index(few, force=True).table)
+    assert (few / "old.csv").read_bytes() == before
+
+
+def test_older_csv_may_name_pictures_outside_its_folder(few: Path) -> None:
+    (few / "lists").mkdir()
+    rows = [f"../{path},{label}" for path, label in index(few).table[["path", "label"]].to_numpy()]
+    (few / "lists" / "old.csv").write_text("\n".join(["path,label", *rows]))
+    report = index(few / "lists" / "old.csv")
+    assert len(report.table) == 9 and report.unreadable == ()
+
+
+def test_older_csv_lists_the_pictures_that_are_gone(few: Path) -> None:
+    rows = [f"male/m_{i}.jpg,0" for i in range(6)] + [f"female/f_{i}.jpg,1" for i in range(4)]
+    (few / "old.csv").write_text("\n".join(["path,label", *rows]))
+    report = index(few / "old.csv")
+    assert [path for path, _ in report.unreadable] == ["male/m_5.jpg"]
+    assert len(report.table) == 9
+
+
+def test_older_csv_that_gives_one_path_both_labels_is_refused(few: Path) -> None:
+    (few / "old.csv").write_text("path,label\nmale/m_0.jpg,0\nmale/m_0.jpg,1\n")
+    with pytest.raises(InputError, match=r"male/m_0\.jpg both labels"):
+        index(few / "old.csv")
+
+
+def test_older_csv_far_from_its_pictures_is_refused(few: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("path,label\nx/m_0.jpg,0\n")
+    with pytest.raises(InputError, match=r"not there, such as x/m_0\.jpg"):
+        index(tmp_path / "old.csv")
+
+
+def test_index_indexed_again_keeps_its_groups(faces: Path, tmp_path: Path) -> None:
+    rows = {f"male/m_{i}.jpg": f"person {i // 4}" for i in range(20)}
+    first = index(faces, groups=write_groups(tmp_path / "groups.csv", rows))
+    again = index(first.path, output=faces / "again.csv")
+    pd.testing.assert_frame_equal(again.table, first.table)
+
+
+@pytest.mark.parametrize(
+    "text", ["path,label\na.jpg,0\nb.jpg,1\n", "image_name,class\na.jpg,male\nb.jpg,Female\n"]
+)
+def test_older_forms_are_read_as_an_index(tmp_path: Path, text: str) -> None:
+    (tmp_path / "old.csv").write_text(text)
+    table = read_index(tmp_path / "old.csv")
+    assert list(table.columns) == ["path", "label"]
+    assert table.to_numpy().tolist() == [["a.jpg", 0], ["b.jpg", 1]]
+    assert table["label"].dtype == np.int64
+
+
+def test_column_of_the_newer_name_wins(tmp_path: Path) -> None:
+    (tmp_path / "both.csv").write_text("path,label,class\na.jpg,1,smiling\n")
+    assert read_index(tmp_path / "both.csv")["label"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("file,sex\na.jpg,0\n", "no column path and no column label"),
+        ("path;label\na.jpg;0\n", "no column path"),
+        ("path,label\na.jpg,2\n", "row 1: label '2'"),
+        ("path,label\na.jpg,0\nb.jpg\n", "row 2: label ''"),
+        ("path,label,split\na.jpg,0,dev\n", "split 'dev'"),
+        ("path,label\na,b.jpg,0\n", "quotes around a name"),
+        ("path,label,path\na.jpg,0,a.jpg\n", "a column twice"),
+        (None, "cannot be read"),
+    ],
+)
+def test_csv_that_is_no_index_is_refused_in_one_sentence(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    path = tmp_path / "index.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_index(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_hashes_of_unreadable_names_are_empty(few: Path) -> None:
+    from face_gender.files import open_source
+
+    content = (few / "male" / "m_0.jpg").read_bytes()
+    found = hashes_of(open_source(few), ["male/m_0.jpg", "male/none.jpg"])
+    assert found == [hashlib.sha256(content).hexdigest(), ""]
+
+
+# ---------------------------------------------------------------- real pictures
+
+
+@pytest.mark.real
+def test_contradictions_of_utkface_are_those_that_sha256_finds(
+    shared: Callable[[str], Path], tmp_path: Path
+) -> None:
+    archive = shared("utkface.zip")
+    labels: dict[str, set[str]] = {}
+    with zipfile.ZipFile(archive) as opened:
+        names = [name for name in opened.namelist() if name.endswith(".jpg")]
+        for name in names:
+            digest = hashlib.sha256(opened.read(name)).hexdigest()
+            labels.setdefault(digest, set()).add(name.split("/")[1])
+    both = sum(len(folders) == 2 for folders in labels.values())
+    report = index(archive, output=tmp_path / "index.csv")
+    assert len(report.contradictions) == both > 0
+    left_out = sum(len(paths) for paths in report.contradictions) + len(report.unreadable)
+    assert len(report.table) + left_out == len(names) == 23_703
+    assert (report.table.groupby("sha256")["split"].nunique() == 1).all()
+
+
+@pytest.mark.real
+def test_no_person_of_celeba_is_in_two_splits(
+    shared: Callable[[str], Path], tmp_path: Path
+) -> None:
+    archive = shared("celeba64.zip")
+    with zipfile.ZipFile(archive) as opened:
+        (tmp_path / "labels.csv").write_bytes(opened.read("celeba64/labels.csv"))
+    report = index(archive, output=tmp_path / "index.csv", groups=tmp_path / "labels.csv")
+    assert (report.table["group"] != "").all()
+    assert report.table["group"].nunique() > 6_000
+    assert (report.table.groupby("group")["split"].nunique() == 1).all()
+    shares = report.counts() / report.counts().sum()
+    assert np.allclose(shares, [[0.7, 0.7], [0.15, 0.15], [0.15, 0.15]], atol=0.005)
+
+
+def test_files_that_are_no_pictures_by_name_are_counted(faces: Path) -> None:
+    (faces / "male" / "55_0_0jpg").write_bytes((faces / "male" / "m_0.jpg").read_bytes())
+    (faces / "male" / ".hidden").write_bytes(b"x")
+    report = create_csv(faces, progress=False)
+    assert report.others == ("male/55_0_0jpg",)
+    assert "1 no pictures by name (male/55_0_0jpg)" in report.summary()

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from conftest import draw_face
+from sentences import sentence
+from torch import Tensor, nn
+
+from face_gender.files import InputError
+from face_gender.models import (
+    build_model,
+    check_arch,
+    check_size,
+    freeze,
+    freeze_all_but_head,
+    has_batchnorm,
+    head_name,
+    is_own,
+    to_device,
+    train_mode,
+)
+from face_gender.preprocessing import Preprocessing
+from face_gender.recipes import RECIPES
+
+ALL = torchvision.models.list_models(module=torchvision.models)
+# Their builders calculate with tensors, which the meta device has no numbers for.
+REGNETS = [arch for arch in ALL if arch.startswith("regnet")]
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder where torch.hub looks for weights, and no way to a network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def no_network(*args: object, **options: object) -> None:
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    place = tmp_path / "hub" / "checkpoints"
+    place.mkdir(parents=True)
+    return place
+
+
+def put_imagenet(arch: str, place: Path) -> dict[str, Tensor]:
+    """Put drawn weights where torchvision keeps the ImageNet file of ``arch``; return them."""
+    torch.manual_seed(7)
+    options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
+    weights = torchvision.models.get_model(arch, weights=None, **options).state_dict()
+    first = next(iter(torchvision.models.get_model_weights(arch)))
+    torch.save(weights, place / Path(first.url).name)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters"),
+    [
+        ("resnet18", 11_177_538),
+        ("resnet50", 23_512_130),
+        ("compact_cnn", 593_942),
+        ("dropout_cnn", 683_746),
+    ],
+)
+def test_parameter_counts(arch: str, parameters: int) -> None:
+    assert count(build_model(arch)) == parameters
+
+
+def test_compact_cnn_has_the_published_names_and_shapes() -> None:
+    shapes = {
+        name: tuple(each.shape) for name, each in build_model("compact_cnn").state_dict().items()
+    }
+    assert shapes == {
+        "conv1.weight": (32, 3, 3, 3),
+        "conv1.bias": (32,),
+        "conv2.weight": (64, 32, 3, 3),
+        "conv2.bias": (64,),
+        "conv3.weight": (128, 64, 3, 3),
+        "conv3.bias": (128,),
+        "fc1.weight": (512, 512),
+        "fc1.bias": (512,),
+        "fc2.weight": (256, 512),
+        "fc2.bias": (256,),
+        "fc3.weight": (412, 256),
+        "fc3.bias": (412,),
+        "fc4.weight": (2, 412),
+        "fc4.bias": (2,),
+    }
+
+
+def test_dropout_cnn_has_the_published_names_and_shapes() -> None:
+    weights = build_model("dropout_cnn").state_dict()
+    layers = [*(f"conv{i}" for i in range(1, 9)), "fc1", "fc2"]
+    assert list(weights) == [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    assert [weights[f"conv{i}.weight"].shape[0] for i in range(1, 9)] == [32] * 4 + [64] * 4
+    assert weights["fc1.weight"].shape == (512, 1024)
+    assert weights["fc2.weight"].shape == (2, 512)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_resnets_have_the_names_of_torchvision(arch: str) -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(arch, weights=None).state_dict()
+        ours = build_model(arch).state_dict()
+    assert list(ours) == list(theirs)
+    assert ours["fc.weight"].shape == (2, theirs["fc.weight"].shape[1])
+
+
+def test_compact_cnn_is_the_published_chain() -> None:
+    """The same net written out as a sequence gives the same numbers."""
+    net = build_model("compact_cnn").eval()
+    m = dict(net.named_children())
+    pool, relu = nn.MaxPool2d(3), nn.ReLU()
+    chain = nn.Sequential(
+        *(m["conv1"], relu, pool, m["conv2"], relu, pool, m["conv3"], relu, pool, nn.Flatten()),
+        *(m["fc1"], relu, m["fc2"], relu, m["fc3"], relu, m["fc4"]),
+    )
+    images = torch.randn(3, 3, 100, 80, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(net(images), chain(images), atol=1e-6)
+
+
+def test_dropout_cnn_is_the_published_chain() -> None:
+    net = build_model("dropout_cnn").eval()
+    m = dict(net.named_children())
+    blocks: list[nn.Module] = []
+    for i in (1, 3, 5, 7):
+        blocks += [m[f"conv{i}"], nn.ReLU(), m[f"conv{i + 1}"], nn.ReLU(), nn.MaxPool2d(2)]
+    chain = nn.Sequential(*blocks, nn.Flatten(), m["fc1"], m["fc2"], nn.LogSoftmax(dim=1))
+    images = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(net(images), chain(images), atol=1e-6)
+
+
+def test_dropout_cnn_answers_with_log_probabilities() -> None:
+    net = build_model("dropout_cnn", classes=5).eval()
+    answers = net(torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(1)))
+    assert (answers <= 0).all()
+    assert torch.allclose(answers.exp().sum(dim=1), torch.ones(4), atol=1e-5)
+
+
+def test_dropout_cnn_drops_a_fifth_in_training_alone() -> None:
+    net = build_model("dropout_cnn")
+    assert isinstance(net.dropout, nn.Dropout)
+    assert net.dropout.p == 0.2
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    net.train()
+    assert not torch.equal(net(images), net(images))
+    net.eval()
+    assert torch.equal(net(images), net(images))
+
+
+def test_every_torchvision_classifier_has_its_last_layer_replaced() -> None:
+    """On the meta device, which knows shapes and holds no numbers."""
+    shapes = {}
+    for arch in set(ALL) - set(REGNETS):
+        with torch.device("meta"):
+            net = build_model(arch, classes=3).eval()
+            shapes[arch] = tuple(net(torch.empty(2, 3, 224, 224)).shape)
+    assert {arch: shape for arch, shape in shapes.items() if shape != (2, 3)} == {}
+    assert {"vgg16", "resnext101_32x8d", "vit_b_16", "squeezenet1_1"} < set(shapes)
+
+
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [
+        ("mobilenet_v3_small", "classifier.3"),
+        ("squeezenet1_1", "classifier.1"),
+        ("densenet121", "classifier"),
+        ("regnet_y_400mf", "fc"),
+        ("shufflenet_v2_x0_5", "fc"),
+    ],
+)
+def test_other_classifiers_answer_for_two_classes(arch: str, head: str) -> None:
+    net = build_model(arch).eval()
+    assert head_name(net) == head
+    with torch.no_grad():
+        assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_gone_in_training_too(arch: str) -> None:
+    with torch.device("meta"):
+        net = build_model(arch).train()
+        answers = net(torch.empty(2, 3, 96, 96))
+    assert isinstance(answers, Tensor)
+    assert answers.shape == (2, 2)
+    assert not [name for name in net.state_dict() if "aux" in name.lower()]
+
+
+@pytest.mark.parametrize(
+    ("arch", "suggestion"),
+    [("resnet81", "resnet18"), ("compactcnn", "compact_cnn"), ("vgg-16", "vgg16")],
+)
+def test_an_unknown_net_is_answered_with_the_nearest(arch: str, suggestion: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_model(arch)
+    assert suggestion in sentence(caught)
+    assert repr(arch) in sentence(caught)
+
+
+@pytest.mark.parametrize("arch", ["fcn_resnet50", "raft_large", "fasterrcnn_resnet50_fpn", ""])
+def test_what_is_no_classifier_is_refused(arch: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_arch(arch)
+    sentence(caught)
+
+
+def test_own_nets_have_no_imagenet_weights() -> None:
+    assert [name for name in RECIPES if is_own(name)] == ["compact_cnn", "dropout_cnn"]
+    with pytest.raises(InputError) as caught:
+        build_model("compact_cnn", imagenet=True)
+    assert "init='none'" in sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("arch", "low", "high"), [("compact_cnn", 80, 106), ("dropout_cnn", 124, 139)]
+)
+def test_own_nets_take_just_the_sizes_that_are_accepted(arch: str, low: int, high: int) -> None:
+    with torch.device("meta"):
+        net = build_model(arch)
+        for height, width in ((low, high), (high, low)):
+            check_size(arch, height, width)
+            assert net(torch.empty(1, 3, height, width)).shape == (1, 2)
+        for height, width in ((low - 1, low), (low, low - 1), (high + 1, high), (high, high + 1)):
+            with pytest.raises(ValueError) as caught:
+                check_size(arch, height, width)
+            assert f"{height} x {width}" in sentence(caught)
+            with pytest.raises(RuntimeError):
+                net(torch.empty(1, 3, height, width))
+
+
+def test_other_nets_take_any_size() -> None:
+    check_size("resnet18", 1, 5000)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_imagenet_weights_come_into_all_but_the_head(arch: str, torch_home: Path) -> None:
+    theirs = put_imagenet(arch, torch_home)
+    net = build_model(arch, imagenet=True)
+    ours, head = net.state_dict(), head_name(net)
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        if name.startswith(f"{head}."):
+            assert weight.shape[0] == 2
+        else:
+            assert torch.equal(weight, theirs[name]), name
+
+
+def test_resnet50_takes_the_weights_that_the_recipe_used(torch_home: Path) -> None:
+    with pytest.raises(InputError, match=r"resnet50-0676ba61\.pth"):  # IMAGENET1K_V1, not V2
+        build_model("resnet50", imagenet=True)
+
+
+@pytest.mark.parametrize("arch", ["googlenet"])
+def test_a_net_started_from_imagenet_is_rebuilt_without(arch: str, torch_home: Path) -> None:
+    """Torchvision switches an input transform on with the weights; a checkpoint has none."""
+    put_imagenet(arch, torch_home)
+    trained = build_model(arch, imagenet=True).eval()
+    rebuilt = build_model(arch).eval()
+    rebuilt.load_state_dict(trained.state_dict())
+    image = Preprocessing(64, 64).eval_transform()(draw_face("male", 0))[None]
+    with torch.no_grad():
+        assert torch.equal(trained(image), rebuilt(image))
+
+
+def test_without_the_imagenet_file_one_sentence_says_where_to_put_it(torch_home: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        build_model("resnet18", imagenet=True)
+    message = sentence(caught)
+    assert str(torch_home / "resnet18-f37072fd.pth") in message
+    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
+    assert "compact_cnn, dropout_cnn" in message
+    assert "init='none'" in message
+    assert "no network in tests" in message
+
+
+def test_a_file_put_where_the_sentence_says_is_taken(torch_home: Path) -> None:
+    with pytest.raises(InputError):
+        build_model("squeezenet1_1", imagenet=True)
+    theirs = put_imagenet("squeezenet1_1", torch_home)
+    net = build_model("squeezenet1_1", imagenet=True)
+    assert torch.equal(net.state_dict()["features.0.weight"], theirs["features.0.weight"])
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut short"])
+def test_a_damaged_imagenet_file_is_one_sentence(content: bytes, torch_home: Path) -> None:
+    (torch_home / "resnet18-f37072fd.pth").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        build_model("resnet18", imagenet=True)
+    assert str(torch_home / "resnet18-f37072fd.pth") in sentence(caught)
+
+
+def test_the_weights_of_another_net_are_no_imagenet_weights(torch_home: Path) -> None:
+    theirs = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    torch.save(theirs, torch_home / "resnet18-f37072fd.pth")
+    with pytest.raises(InputError) as caught:
+        build_model("resnet18", imagenet=True)
+    sentence(caught)
+
+
+def test_a_dead_network_is_not_waited_for_without_end(
+    torch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    limits = []
+
+    def slow(*args: object, **options: object) -> None:
+        limits.append(socket.getdefaulttimeout())
+        raise TimeoutError
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", slow)
+    before = socket.getdefaulttimeout()
+    with pytest.raises(InputError, match="TimeoutError"):
+        build_model("resnet18", imagenet=True)
+    assert limits[0] is not None
+    assert socket.getdefaulttimeout() == before
+
+
+def test_freezing_takes_the_layers_out_of_training() -> None:
+    net = build_model("resnet18")
+    freeze(net, ("conv1", "bn1", "layer1"))
+    frozen = {name for name, each in net.named_parameters() if not each.requires_grad}
+    expected = {
+        name
+        for name, _ in net.named_parameters()
+        if name.split(".")[0] in ("conv1", "bn1", "layer1")
+    }
+    assert frozen == expected
+    assert len(expected) == 15
+
+
+def test_freezing_what_the_net_has_not_is_one_sentence() -> None:
+    with pytest.raises(InputError) as caught:
+        freeze(build_model("compact_cnn"), ("conv1", "layer9"))
+    assert "'layer9'" in sentence(caught)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_feature_extraction_trains_the_head_alone(arch: str) -> None:
+    net = build_model(arch)
+    freeze_all_but_head(net)
+    trained = {name for name, each in net.named_parameters() if each.requires_grad}
+    assert trained == {f"{head_name(net)}.weight", f"{head_name(net)}.bias"}
+
+
+def test_train_mode_leaves_frozen_batchnorm_in_eval() -> None:
+    net = build_model("resnet18")
+    freeze(net, ("conv1", "bn1", "layer1"))
+    net.eval()
+    train_mode(net)
+    norms = {n: m.training for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    still = {name for name, training in norms.items() if not training}
+    assert still == {name for name in norms if name.startswith(("bn1", "layer1"))}
+    assert net.training
+
+
+def test_train_mode_trains_everything_where_nothing_is_frozen() -> None:
+    net = build_model("dropout_cnn").eval()
+    train_mode(net)
+    assert all(module.training for module in net.modules())
+
+
+def test_batchnorm_is_found() -> None:
+    assert has_batchnorm(build_model("resnet18"))
+    assert not has_batchnorm(build_model("compact_cnn"))
+    assert not has_batchnorm(build_model("squeezenet1_1"))
+
+
+def test_to_device_keeps_the_weights() -> None:
+    net = build_model("compact_cnn")
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    after = to_device(net, torch.device("cpu")).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,84 @@
+"""Figures show what they are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from face_gender import plots
+from face_gender.dataset import FaceDataset
+from face_gender.files import open_source
+from face_gender.index import create_csv
+from face_gender.metrics import Evaluation
+from face_gender.preprocessing import Preprocessing
+from face_gender.training import EpochReport
+
+
+def make_result(paths: list[str], answers: list[float]) -> Evaluation:
+    """Pictures labelled male; ``answers`` are the probabilities of female."""
+    female = np.array(answers, dtype=np.float32)
+    return Evaluation(
+        classes=("male", "female"),
+        paths=np.array(paths),
+        labels=np.zeros(len(paths), dtype=np.int64),
+        probabilities=np.stack([1 - female, female], axis=1),
+        loss=0.5,
+    )
+
+
+def test_histogram_counts_every_picture(faces: Path) -> None:
+    report = create_csv(faces, progress=False)
+    figure = plots.class_histogram(report.table)
+    heights = sorted(int(bar.get_height()) for bar in figure.axes[0].patches)
+    assert heights == [3, 3, 3, 3, 14, 14]
+
+
+def test_sizes_leave_out_what_cannot_be_read(faces: Path) -> None:
+    report = create_csv(faces, progress=False)
+    dataset = FaceDataset(report.table, None, faces)
+    (faces / str(dataset.paths[0])).write_bytes(b"gone bad")
+    assert plots.image_sizes(dataset).axes[0].get_title() == "Sizes of 39 pictures"
+    assert plots.face_grid(dataset, rows=5).axes
+
+
+def test_batch_grid_puts_the_colours_back() -> None:
+    preprocessing = Preprocessing(8, 6)
+    picture = Image.new("RGB", (6, 8), (250, 130, 10))
+    batch = preprocessing.eval_transform()(picture).unsqueeze(0)
+    figure = plots.batch_grid(batch, torch.tensor([1]), preprocessing, columns=1)
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert np.abs(shown.astype(int) - [250, 130, 10]).max() <= 1
+    assert figure.axes[0].get_title() == "female"
+
+
+def test_mistakes_come_with_the_most_confident_first(faces: Path) -> None:
+    paths = [f"male/m_{i}.jpg" for i in range(4)]
+    figure = plots.mistakes(make_result(paths, [0.6, 0.1, 0.9, 0.2]), open_source(faces))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert [title.split("\n")[0] for title in titles] == ["female 90%", "female 60%"]
+
+
+def test_without_mistakes_the_least_confident_are_shown(faces: Path) -> None:
+    paths = [f"male/m_{i}.jpg" for i in range(2)]
+    figure = plots.mistakes(make_result(paths, [0.1, 0.4]), open_source(faces))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert [title.split("\n")[0] for title in titles] == ["male 60%", "male 90%"]
+
+
+def test_confusion_matrix_writes_counts_and_shares() -> None:
+    figure = plots.confusion_matrix(make_result(["a", "b", "c", "d"], [0.9, 0.1, 0.1, 0.1]))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["3\n75.0%", "1\n25.0%", "0\n0.0%", "0\n0.0%"]
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_curves_mark_the_best_epoch(epochs: int) -> None:
+    reports = [
+        EpochReport(i, 0.5, 0.4, 0.7, {"male": 0.6, "female": 0.8}, 1.0, 9.0, i == 0, Path("x"))
+        for i in range(epochs)
+    ]
+    assert "epoch 0" in plots.curves(reports).axes[1].get_title()

@@ -1,0 +1,103 @@
+"""The README says what is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import data_split
+import process
+from face_gender.recipes import RECIPES
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """Return the text under a heading, up to the next one."""
+    return re.split(r"\n##+ ", README.split(f"{title}\n", 1)[1])[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "title"),
+    [(process, "### `python process.py FOLDER`"), (data_split, "### `python data_split.py DATA`")],
+)
+def test_exactly_the_options_that_exist_are_documented(command, title: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    existing = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    documented = set(re.findall(r"^\| `(--[a-z-]+)", section(title), re.MULTILINE))
+    assert documented == existing
+
+
+def test_exit_codes_are_those_of_the_help(capsys) -> None:
+    with pytest.raises(SystemExit):
+        process.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    codes = re.findall(r"^\| (\d+) \|", section("### `python process.py FOLDER`"), re.MULTILINE)
+    for code in codes:
+        assert f"{code} " in text or code == "130"
+    assert codes == ["0", "1", "2", "3", "130"]
+
+
+def tree_names() -> list[str]:
+    """Return the paths that the file tree names."""
+    tree = section("## What is where").split("```")[1]
+    names, parent = [], ""
+    for line in tree.strip().splitlines():
+        name = line.strip().split()[0]
+        path = parent + name if line.startswith("  ") else name
+        parent = path if name.endswith("/") else parent
+        names.append(path)
+    return names
+
+
+def test_file_tree_names_what_exists_and_all_of_the_top_level() -> None:
+    names = tree_names()
+    assert not [name for name in names if not (ROOT / name).exists()]
+    package = {f"face_gender/{path.name}" for path in (ROOT / "face_gender").glob("[a-z]*.py")}
+    assert package == {
+        name for name in names if name.startswith("face_gender/") and name[-1] != "/"
+    }
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert top - {name.split("/")[0] for name in names} <= {"README.md", ".gitignore"}
+
+
+def test_recipes_in_the_table_are_the_recipes() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", section("### Recipes"), re.MULTILINE)
+    assert rows == list(RECIPES)
+
+
+def test_the_first_command_labels_the_samples(tmp_path: Path) -> None:
+    line = next(line for line in README.splitlines() if line.startswith("pip install -r req"))
+    install, run = line.split(" && ")
+    assert install == "pip install -r requirements.txt"
+    arguments = run.split()
+    assert arguments[0] == "python"
+    done = subprocess.run(
+        [sys.executable, *arguments[1:], "--output", str(tmp_path / "r.json"),
+         "--weights", "model_weights/shipped.pth"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r.json").read_text().count(".jpg") == 120
+
+
+def test_the_second_command_is_the_one_that_ci_runs() -> None:
+    lines = [line for line in README.splitlines() if line.startswith("pip install -r req")]
+    assert lines[1] == "pip install -r requirements-dev.txt && python -m pytest"
+    assert "pip install -r requirements-dev.txt && " in (ROOT / ".ci/run").read_text()
+
+
+def test_every_file_that_documents_link_to_exists() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"

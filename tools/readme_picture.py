@@ -1,0 +1,38 @@
+"""Draw docs/samples.png: sample portraits with the answers of the shipped weights.
+
+python tools/readme_picture.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from face_gender.files import InputError, find_images
+from face_gender.inference import Prediction, classify, load_classifier
+from face_gender.plots import answers_grid
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    try:
+        classifier = load_classifier(ROOT / "model_weights" / "shipped.pth")
+        source, names = find_images(ROOT / "samples", recursive=True)
+        chosen = np.random.default_rng(0).permutation(names)[:16].tolist()
+        answers = [
+            each for each in classify(classifier, source, chosen) if isinstance(each, Prediction)
+        ]
+        figure = answers_grid(answers, source)
+        figure.savefig(ROOT / "docs" / "samples.png", dpi=110)
+    except InputError as error:
+        print(f"readme_picture.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
