@@ -1,6 +1,6 @@
 """Draw docs/samples.png: sample portraits with the answers of the shipped weights.
 
-python tools/readme_picture.py
+python -m tools.readme_picture
 """
 
 from __future__ import annotations

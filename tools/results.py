@@ -1,10 +1,12 @@
 """Reproduce the figures of docs/results.md.
 
-python tools/results.py train RECIPE INDEX DATA [--init none] [--size 96 96] [--epochs 10]
-python tools/results.py test WEIGHTS INDEX DATA [--all]
+python -m tools.results train RECIPE INDEX DATA [--init none] [--size 96 96] [--epochs 10]
+python -m tools.results test WEIGHTS INDEX DATA
+python -m tools.results score RESULTS
 
 ``train`` writes one line of JSON an epoch to OUT/RECIPE.jsonl; ``test`` prints the figures on the
-test split, or with --all on every row of an index that the weights have not seen.
+test split; ``score`` compares what process.py --recursive wrote with the folders male/ and female/
+that its names lie in.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from face_gender.files import InputError
-from face_gender.recipes import get_recipe
+from face_gender.metrics import recall_per_class, wilson_interval
+from face_gender.recipes import CLASSES, get_recipe
 from face_gender.training import evaluate, train
 
 
@@ -36,7 +41,8 @@ def parse() -> argparse.Namespace:
     training.add_argument("--out", type=Path, default=Path("model_weights"))
     testing = commands.add_parser("test")
     testing.add_argument("weights", type=Path)
-    testing.add_argument("--all", action="store_true", help="all rows, not the test split alone")
+    scoring = commands.add_parser("score")
+    scoring.add_argument("results", type=Path)
     for command in (training, testing):
         command.add_argument("index", type=Path)
         command.add_argument("data", type=Path)
@@ -70,18 +76,30 @@ def run_training(options: argparse.Namespace) -> None:
 
 def run_test(options: argparse.Namespace) -> None:
     """Print the figures of one evaluation."""
-    split = None if options.all else "test"
-    result = evaluate(options.weights, options.index, options.data, split)
+    result = evaluate(options.weights, options.index, options.data)
     print(result.summary())
     print(result.confusion)
+
+
+def run_score(options: argparse.Namespace) -> None:
+    """Print accuracy, interval and recall of a flat process_results.json."""
+    answers = json.loads(options.results.read_text(encoding="utf-8"))
+    confusion = np.zeros((2, 2), dtype=np.int64)
+    for name, answer in answers.items():
+        label = "female" if "female" in Path(name).parts else "male"
+        confusion[CLASSES.index(label), CLASSES.index(answer)] += 1
+    right, total = int(confusion.trace()), int(confusion.sum())
+    low, high = wilson_interval(right, total)
+    print(f"accuracy {right / total:.4f} (95 % interval {low:.4f} to {high:.4f}, n = {total})")
+    print(recall_per_class(confusion, CLASSES))
 
 
 def main() -> int:
     """Run the command and return its exit code."""
     options = parse()
     try:
-        run_training(options) if options.command == "train" else run_test(options)
-    except (InputError, ValueError) as error:
+        {"train": run_training, "test": run_test, "score": run_score}[options.command](options)
+    except (InputError, OSError, ValueError) as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 1
     return 0
