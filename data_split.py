@@ -66,8 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.groups,
             options.force,
         )
-    except (InputError, OSError) as error:
+    except InputError as error:
         print(f"data_split.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}: check its permissions"
+        print(f"data_split.py: {reason}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("data_split.py: interrupted, nothing was written.", file=sys.stderr)

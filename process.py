@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from face_gender import RECIPE_NAMES
-from face_gender.files import InputError, Source, check_writable, find_images
+from face_gender.files import InputError, Source, Stderr, check_output, find_images
 
 if TYPE_CHECKING:
     from face_gender.inference import Classifier, Prediction, Skipped
@@ -27,7 +29,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="exit codes: 0 written, 1 could not run, 2 usage, 3 files skipped (with --strict)",
     )
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="folder of pictures, or a .zip of one")
+    add("folder", type=_folder, metavar="FOLDER", help="folder of pictures, or a .zip of one")
     add(
         "--output",
         type=Path,
@@ -55,7 +57,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--recursive", action="store_true", help="subfolders too; names are relative paths")
     add("--batch-size", type=_positive, default=32, metavar="N", help="pictures at a time (32)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add(
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto, cpu, cuda, cuda:1, mps (default: auto)",
+    )
     add("--workers", type=_positive, metavar="N", help="threads that read pictures")
     add(
         "--threshold",
@@ -80,10 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except InputError as error:
-        print(f"process.py: {error}", file=sys.stderr)
+        tell(f"process.py: {error}")
+        return 1
+    except OSError as error:
+        tell(f"process.py: {error.filename}: {error.strerror}: check its permissions.")
         return 1
     except KeyboardInterrupt:
-        print("process.py: interrupted, nothing was written.", file=sys.stderr)
+        tell("process.py: interrupted, nothing was written.")
         return 130
 
 
@@ -91,71 +101,83 @@ def run(options: argparse.Namespace) -> int:
     """Check everything that can be checked at once, then classify and write."""
     source, names = find_images(options.folder, options.recursive)
     weights = choose_weights(options.weights)
-    output = options.output or Path(
-        f"process_results.{'csv' if options.format == 'csv' else 'json'}"
-    )
-    check_writable(output)
+    ending = "csv" if options.format == "csv" else "json"
+    output = options.output or Path(f"process_results.{ending}")
+    check_output(output, [options.folder, weights])
     # Imported here: --help and mistakes answer without torch.
     from face_gender.inference import Prediction, Skipped, load_classifier, write_results
 
     classifier = load_classifier(weights, options.recipe, options.classes, options.device)
-    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
-    say(f"weights: {weights} ({classifier.checkpoint.describe()})")
+    if not options.quiet:
+        tell(f"weights: {weights} ({classifier.checkpoint.describe()})")
     answers = answer(options, classifier, source, names)
-    skipped = sum(isinstance(each, Skipped) for each in answers)
-    if skipped == len(answers):
-        raise InputError(f"{options.folder} holds no readable image: all {skipped} were skipped.")
+    answers += [Skipped(name, reason) for name, reason in source.unlisted]
+    skipped = [each for each in answers if isinstance(each, Skipped)]
+    for each in skipped:
+        tell(f"skipped: {each.name}: {each.reason}")
+    if len(skipped) == len(answers):
+        raise InputError(f"{options.folder} has no picture with an answer: all were skipped.")
     write_results(
         output, answers, classifier.checkpoint, options.format, options.threshold, weights.name
     )
-    labels = Counter(
-        each.label(options.threshold) for each in answers if isinstance(each, Prediction)
-    )
-    counts = ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))
-    say(f"{output}: {counts}, {skipped} skipped")
+    if not options.quiet:
+        labels = [each.label(options.threshold) for each in answers if isinstance(each, Prediction)]
+        counts = ", ".join(f"{count} {label}" for label, count in sorted(Counter(labels).items()))
+        tell(f"{output}: {counts}, {len(skipped)} skipped")
     return 3 if options.strict and skipped else 0
 
 
 def answer(
     options: argparse.Namespace, classifier: Classifier, source: Source, names: list[str]
 ) -> list[Prediction | Skipped]:
-    """Classify with a progress bar, naming each skipped file as it comes."""
+    """Classify with a progress bar."""
     from tqdm import tqdm
 
-    from face_gender.inference import Skipped, classify
+    from face_gender.inference import classify
 
-    found: list[Prediction | Skipped] = []
     stream = classify(classifier, source, names, options.batch_size, options.workers)
-    with tqdm(stream, total=len(names), unit="img", disable=options.quiet) as bar:
-        for each in bar:
-            found.append(each)
-            if isinstance(each, Skipped):
-                bar.write(f"skipped: {each.name}: {each.reason}", file=sys.stderr)
-    return found
+    bar = tqdm(stream, total=len(names), unit="img", disable=options.quiet, file=Stderr())
+    return list(bar)
+
+
+def tell(text: str) -> None:
+    """Write a line to stderr."""
+    Stderr().write(f"{text}\n")
 
 
 def choose_weights(given: Path | None) -> Path:
     """Return the file to load. Raises InputError where there is none."""
     candidates = [given] if given else [OWN_WEIGHTS, SHIPPED_WEIGHTS]
     for path in candidates:
-        if path.is_file():
+        if path.exists():
             return path
     hint = "give the path of a .pth file" if given else "train with train.ipynb, or use --weights"
     raise InputError(f"{candidates[-1]} does not exist: {hint}.")
 
 
+def _folder(text: str) -> Path:
+    if not text:  # what an unset variable of the shell leaves; Path("") is the working directory
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return int(text)
 
 
 def _probability(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return number
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:1 or mps, not {text}")
+    return text
 
 
 def _classes(text: str) -> tuple[str, ...]:

@@ -7,5 +7,8 @@ Importing the package does no work and pulls in no library; import the module th
 
 __version__ = "0.1.0"
 
+# The one place that numbers the classes: label 0 is male, 1 is female.
+CLASSES = ("male", "female")
+
 # Here, so that a command line can be checked without importing torch.
 RECIPE_NAMES = ("resnet18", "resnet50", "compact_cnn", "dropout_cnn")

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import platform
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,15 +158,24 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> 
     model.load_state_dict(dict(weights), strict=False)
 
 
+def as_int64(sha256: str) -> int:
+    """Return the first 64 bits of a hexadecimal sha256, signed."""
+    return int.from_bytes(bytes.fromhex(sha256[:16]), "big", signed=True)
+
+
 def hash64(sha256: Iterable[str]) -> Tensor:
     """Return the first 64 bits of each hexadecimal sha256 as sorted, distinct int64."""
-    values = {int.from_bytes(bytes.fromhex(each[:16]), "big", signed=True) for each in sha256}
-    return torch.tensor(sorted(values), dtype=torch.int64)
+    return torch.tensor(sorted({as_int64(each) for each in sha256}), dtype=torch.int64)
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the path of a .pth file.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # A TorchScript file is refused below, in words of our own.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: give the path of a .pth file.") from error
     except pickle.UnpicklingError as error:

@@ -15,7 +15,13 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises InputError for a name that is not known or a device that is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -40,10 +46,6 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -7,11 +7,13 @@ heavy is imported.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import stat
+import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -34,14 +36,20 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.unlisted: list[tuple[str, str]] = []
 
     def names(self, recursive: bool = True) -> Iterator[str]:
         """Yield the relative POSIX path of every file outside hidden folders, in no set order.
 
-        Linked folders are followed, each real folder once, so that a loop of links ends.
+        Linked folders are followed, each real folder once, so that a loop of links ends. Folders
+        inside that cannot be listed go into ``unlisted``, each with the reason. Raises InputError
+        where the folder itself cannot be.
         """
         visited: set[str] = set()
-        for parent, folders, files in os.walk(self.path, followlinks=True, onerror=_raise):
+        self.unlisted = []
+        for parent, folders, files in os.walk(
+            self.path, followlinks=True, onerror=self._note_unlisted
+        ):
             real = os.path.realpath(parent)
             if real in visited:
                 folders.clear()
@@ -57,12 +65,26 @@ class FolderSource:
         """Return the bytes of one file. Raises OSError as `read_file` does."""
         return read_file(self.path / name)
 
+    def _note_unlisted(self, error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder == self.path:
+            raise InputError(
+                f"{folder} cannot be listed ({error.strerror}): check its permissions."
+            ) from error
+        name = folder.relative_to(self.path).as_posix()
+        self.unlisted.append((f"{name}/", f"cannot be listed ({error.strerror})"))
+
 
 class ArchiveSource:
-    """The members of a .zip archive, read in place. Safe to use in threads and loader workers."""
+    """The members of a .zip archive, read in place. Safe to use in threads and loader workers.
 
-    def __init__(self, path: Path) -> None:
+    ``top``: a folder in the archive, with a slash at its end, that names are relative to.
+    """
+
+    def __init__(self, path: Path, top: str = "") -> None:
         self.path = path
+        self.top = top
+        self.unlisted: list[tuple[str, str]] = []
         self._archive: zipfile.ZipFile | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._owner = 0
@@ -78,43 +100,37 @@ class ArchiveSource:
                     f"{self.path} cannot be read as a .zip archive ({error}): "
                     "make or download the archive again."
                 ) from error
-            # Windows PowerShell's Compress-Archive writes backslashes.
-            members = self._archive.infolist()
-            self._members = {info.filename.replace("\\", "/"): info for info in members}
+            names = ((_member_name(info), info) for info in self._archive.infolist())
+            self._members = {
+                name.removeprefix(self.top): info
+                for name, info in names
+                if name.startswith(self.top)
+            }
             self._owner = os.getpid()
         return self._archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_archive": None, "_members": {}, "_owner": 0}
+        return {**self.__dict__, "_archive": None, "_members": {}, "_owner": 0}
 
     def names(self, recursive: bool = True) -> Iterator[str]:
-        """Yield the name of every file member, each once; not ``recursive``: one folder's own.
-
-        That folder is the root of the archive or, where the root holds no file of its own, the
-        single folder that everything lies in.
-        """
+        """Yield the name of every file member, each once; not ``recursive``: the root's own."""
         self._open()
-        names = [name for name in self._members if not name.endswith("/")]
-        if recursive:
-            return iter(names)
-        visible = [name for name in names if not is_hidden(name)]
-        tops = {name.split("/")[0] for name in visible}
-        depth = 2 if len(tops) == 1 and all("/" in name for name in visible) else 1
-        return (name for name in visible if name.count("/") == depth - 1)
+        files = (name for name in self._members if not name.endswith("/"))
+        return files if recursive else (name for name in files if "/" not in name)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of one member. Raises OSError where it is missing or damaged."""
+        archive = self._open()
+        member = self._members.get(name)
+        if member is None:
+            raise OSError(f"not in {self.path.name}")
+        if member.flag_bits & 1:
+            raise OSError("encrypted in the archive")
+        _check_size(member.file_size)
         try:
-            archive = self._open()
-            member = self._members[name]
-            size = member.file_size
-            content = archive.read(member) if size <= MAX_BYTES else b""
-        except KeyError as error:
-            raise OSError(f"not in {self.path.name}") from error
+            return archive.read(member)
         except Exception as error:  # zlib.error, lzma.LZMAError: one type for each compression
-            raise OSError(f"damaged or encrypted member: {error}") from error
-        _check_size(size)
-        return content
+            raise OSError(f"damaged in the archive: {error}") from error
 
 
 Source = FolderSource | ArchiveSource
@@ -172,23 +188,65 @@ def find_images(path: str | os.PathLike[str], recursive: bool = False) -> tuple[
     """
     source = open_source(path)
     names = image_names(source.names(recursive))
+    if not names and not recursive:
+        every = image_names(source.names())
+        top = _only_top(every) if isinstance(source, ArchiveSource) else ""
+        if top:
+            # A zipped folder: its pictures are named as in the folder itself.
+            source = ArchiveSource(source.path, top)
+            names = image_names(source.names(recursive=False))
+        if every and not names:
+            raise InputError(
+                f"{os.fspath(path)} holds no pictures: {len(every)} lie deeper, add --recursive."
+            )
     if not names:
-        deeper = 0 if recursive else len(image_names(source.names()))
-        hint = (
-            f"{deeper} lie deeper, add --recursive." if deeper else "give the folder that has them."
-        )
-        raise InputError(f"{os.fspath(path)} holds no pictures: {hint}")
+        raise InputError(f"{os.fspath(path)} holds no pictures: give the one that does.")
     return source, names
 
 
-def check_writable(path: Path) -> None:
-    """Raise InputError where `write_atomically` would, before work is done in vain."""
+def _only_top(names: Sequence[str]) -> str:
+    """Return the one folder, with a slash, that all names lie in, "" where there is none."""
+    tops = {name.partition("/")[0] for name in names}
+    return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name with slashes, and as Windows wrote it where it is Cyrillic.
+
+    PowerShell's Compress-Archive writes backslashes; Explorer in Russian writes code page 866
+    without a mark, which zipfile reads as code page 437.
+    """
+    name = info.filename
+    if not info.flag_bits & 0x800 and not name.isascii():
+        with suppress(UnicodeError):
+            as_russian = name.encode("cp437").decode("cp866")
+            words = re.findall(r"[^\W\d_]+", as_russian)
+            if all(word.isascii() or re.fullmatch("[\u0400-\u04ff]+", word) for word in words):
+                name = as_russian
+    return name.replace("\\", "/")
+
+
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise InputError where writing ``path`` would fail, or would destroy what the user has.
+
+    To be called before any work is done. ``inputs`` are the files that are read; pictures,
+    archives and weights are never replaced, whichever they are.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file to write.")
-    if not path.parent.is_dir():
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a device or a pipe: name a file to write.")
+    precious = has_image_suffix(path.name) or path.suffix.lower() in (".zip", ".pth")
+    if precious or any(_is_same_file(path, each) for each in inputs):
+        raise InputError(f"{path} is or would be an input, which is never replaced: name another.")
+    if not path.absolute().parent.is_dir():
         raise InputError(f"{path} cannot be written (no folder {path.parent}): make it first.")
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(path.absolute().parent, os.W_OK):
         raise InputError(f"{path} cannot be written (no permission): name another place.")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -197,7 +255,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     Whatever interrupts it, ``path`` holds either what it held before or all of the new content.
     Raises InputError where the place cannot be written to.
     """
-    path = Path(path)
+    # Through links to the file itself, so that a link stays one.
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -221,7 +280,15 @@ def copy_atomically(source: Path, target: Path) -> None:
         write_atomically(target, lambda out: shutil.copyfileobj(file, out))
 
 
-def _raise(error: OSError) -> None:
-    raise InputError(
-        f"{error.filename} cannot be listed ({error.strerror}): check its permissions."
-    ) from error
+class Stderr:
+    """sys.stderr as it is now; that it is closed or gone must not cost a result."""
+
+    def write(self, text: str) -> None:
+        """Write, or let it be: a service has no stderr, a closed pipe takes nothing."""
+        with suppress(AttributeError, OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flush likewise."""
+        with suppress(AttributeError, OSError, ValueError):
+            sys.stderr.flush()

@@ -16,8 +16,12 @@ from face_gender.files import Source, read_file
 
 # Pillow's own threshold for a decompression bomb. It only warns there; here it is the end.
 MAX_PIXELS = 89_478_485
+# JPEG's own limit. A line of pixels, stretched to a net's input, would take gigabytes.
+MAX_SIDE = 65_535
 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "HEIF")
+
+_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 # Oddities of metadata do not concern the pixels, and size is checked in _decode.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -42,7 +46,8 @@ def load_image(path: str | os.PathLike[str], source: Source | None = None) -> Im
     ``path`` is a file or, with ``source``, a name in that folder or archive. Grey, palette,
     1-bit, 16-bit, float, CMYK and transparent pictures are converted (transparency is laid over
     white); of an animation, the first frame is taken. Raises UnreadableImage for everything
-    that cannot be read: missing, empty or truncated files, text, more than MAX_PIXELS pixels.
+    that cannot be read: missing, empty or truncated files, text, more than MAX_PIXELS pixels
+    or MAX_SIDE on a side.
     """
     name = os.fspath(path)
     try:
@@ -59,9 +64,12 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         return _decode(data)
     except UnidentifiedImageError as error:
-        raise UnreadableImage(name, "not an image, or of a format that is not known") from error
+        is_heic = data[4:12] in _HEIC
+        reason = "not an image, or of a format that is not known"
+        raise UnreadableImage(name, "HEIC: save it as JPEG" if is_heic else reason) from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(name, f"decompression bomb: over {MAX_PIXELS:,} pixels") from error
+        reason = f"decompression bomb: over {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} on a side"
+        raise UnreadableImage(name, reason) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         reason = str(error).replace("\n", " ") or type(error).__name__
         raise UnreadableImage(name, f"damaged: {reason}") from error
@@ -69,7 +77,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 def _decode(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
             raise Image.DecompressionBombError
         image.load()
         return _to_rgb(_upright(image))
@@ -105,8 +113,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and float grey values to 0..255; Pillow's own convert clips them."""
     values: npt.NDArray[np.floating] = np.asarray(image, dtype=np.float32)
     top = float(np.nanmax(values, initial=0))
-    if image.mode.startswith("I;16") or (image.mode == "I" and top > 255):
+    if image.mode.startswith("I;16") or top > 255:
         values = values / 257
-    elif image.mode == "F" and top <= 1:
+    elif image.mode == "F" and top <= 2:  # meant as 0..1, with some overshoot
         values = values * 255
     return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))

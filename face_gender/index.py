@@ -6,6 +6,7 @@ import csv
 import hashlib
 import math
 import os
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm.auto import tqdm
 
+from face_gender import CLASSES
 from face_gender.files import (
     FolderSource,
     InputError,
     Source,
-    check_writable,
+    check_output,
     has_image_suffix,
     is_hidden,
     open_source,
@@ -29,7 +31,6 @@ from face_gender.files import (
 )
 from face_gender.images import UnreadableImage, decode_image
 
-CLASS_FOLDERS = ("male", "female")
 SPLITS = ("train", "val", "test")
 _OLDER_NAMES = {"image_name": "path", "class": "label"}
 _CHUNK = 1_000
@@ -62,17 +63,23 @@ class IndexReport:
             f"{self.counts().to_string()}\n"
             f"{self.path}: {len(self.table)} pictures, {self.duplicates} of them repeat another's "
             f"bytes; left out: {len(self.unreadable)} unreadable, {contradicting} under both labels"
-            f"{self._others_in_words()}"
+            f"{self._groups_in_words()}{self._others_in_words()}"
         )
 
+    def _groups_in_words(self) -> str:
+        if "group" not in self.table:
+            return ""
+        grouped = int((self.table["group"] != "").sum())
+        return f"; {grouped} of {len(self.table)} pictures have a group"
+
     def _others_in_words(self) -> str:
-        return f", {len(self.others)} no pictures by name ({self.others[0]})" if self.others else ""
+        return f"; {len(self.others)} no pictures by name ({self.others[0]})" if self.others else ""
 
     def counts(self) -> pd.DataFrame:
         """Return the number of pictures by split (rows) and class (columns)."""
-        classes = self.table["label"].map(dict(enumerate(CLASS_FOLDERS)))
+        classes = self.table["label"].map(dict(enumerate(CLASSES)))
         counts = pd.crosstab(self.table["split"], classes)
-        return counts.reindex(index=list(SPLITS), columns=list(CLASS_FOLDERS), fill_value=0)
+        return counts.reindex(index=list(SPLITS), columns=list(CLASSES), fill_value=0)
 
 
 def create_csv(
@@ -98,7 +105,12 @@ def create_csv(
     shares = _check_ratios(ratios)
     output = Path(output) if output is not None else default_output(data)
     if data.exists():
-        _check_output(output, [data, *([Path(groups)] if groups else [])], force)
+        check_output(output, [data, *([Path(groups)] if groups else [])])
+        if output.exists() and not force:
+            raise InputError(
+                f"{output} exists, and a split is drawn once: use it, name another --output, or "
+                "replace it with --force (force=True)."
+            )
     scan = _scan(data)
     names = scan.names
     group_of = {**scan.groups, **(_read_groups(Path(groups), names) if groups else {})}
@@ -114,6 +126,7 @@ def create_csv(
     table["split"] = split_rows(table, shares, seed)
     write_index(table, output)
     duplicates = int(table["sha256"].duplicated().sum())
+    unreadable = (*scan.unlisted, *unreadable)
     return IndexReport(output, table, unreadable, contradictions, duplicates, scan.others)
 
 
@@ -150,7 +163,7 @@ def read_index(path: str | os.PathLike[str]) -> pd.DataFrame:
             f"{os.fspath(path)} has no column {' and no column '.join(missing)}: "
             "make the index with data_split.py."
         )
-    words = {"0": 0, "1": 1, **{name: i for i, name in enumerate(CLASS_FOLDERS)}}
+    words = {"0": 0, "1": 1, **{name: i for i, name in enumerate(CLASSES)}}
     labels = table["label"].str.strip().str.lower().map(words)
     if labels.isna().any():
         row = int(np.flatnonzero(labels.isna())[0])
@@ -191,7 +204,7 @@ def split_rows(table: pd.DataFrame, shares: Sequence[float], seed: int) -> npt.N
     for label, units_left in enumerate(left):
         if 0 < units_left < len(used):
             raise InputError(
-                f"class {CLASS_FOLDERS[label]} has only {units_left} groups of pictures that "
+                f"class {CLASSES[label]} has only {units_left} groups of pictures that "
                 f"belong together: {len(used)} splits need as many; add pictures or groups."
             )
     filled = np.zeros_like(quota)
@@ -259,14 +272,6 @@ def default_output(data: str | os.PathLike[str]) -> Path:
     return (data if data.is_dir() else data.parent) / "index.csv"
 
 
-def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
-    if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
-        raise InputError(f"{output} is what the index is made from: name another --output.")
-    if output.exists() and not force:
-        raise InputError(f"{output} exists: pass --force to replace it, or --output elsewhere.")
-    check_writable(output)
-
-
 def _check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     total = sum(ratios)
     finite = all(math.isfinite(ratio) for ratio in ratios)
@@ -287,6 +292,7 @@ class _Scan(NamedTuple):
     labels: list[int]
     groups: dict[str, str]
     others: tuple[str, ...]
+    unlisted: tuple[tuple[str, str], ...] = ()
 
 
 def _scan(data: Path) -> _Scan:
@@ -294,22 +300,24 @@ def _scan(data: Path) -> _Scan:
     if data.suffix.lower() == ".csv" and data.is_file():
         return _scan_older_csv(data)
     source = open_source(data)
+    unlisted: list[tuple[str, str]] = []
     if isinstance(source, FolderSource):
-        found = _folder_names(data)
+        found = _folder_names(data, unlisted)
     else:
         found = _archive_names(list(source.names()), data)
     label_of = {name: label for name, label in found if has_image_suffix(name)}
-    for label, folder in enumerate(CLASS_FOLDERS):
+    for label, folder in enumerate(CLASSES):
         if label not in label_of.values():
             raise InputError(
                 f"{data} has no pictures in {folder}/: put that class's pictures there."
             )
     names = sorted(label_of)
     others = tuple(sorted(name for name, _ in found if name not in label_of))
-    return _Scan(source, names, [label_of[name] for name in names], {}, others)
+    labels = [label_of[name] for name in names]
+    return _Scan(source, names, labels, {}, others, tuple(unlisted))
 
 
-def _folder_names(data: Path) -> list[tuple[str, int]]:
+def _folder_names(data: Path, unlisted: list[tuple[str, str]]) -> list[tuple[str, int]]:
     """Return the visible files in the class folders, with their labels."""
     try:
         inside = sorted(path for path in data.iterdir() if path.is_dir())
@@ -324,8 +332,10 @@ def _folder_names(data: Path) -> list[tuple[str, int]]:
         raise InputError(f"{data} holds no folders male/ and female/: {hint}")
     found = []
     for folder in folders:
-        names = (f"{folder.name}/{name}" for name in FolderSource(folder).names())
+        source = FolderSource(folder)
+        names = [f"{folder.name}/{name}" for name in source.names()]
         found += [(name, _label(folder.name) or 0) for name in names if not is_hidden(name)]
+        unlisted += [(f"{folder.name}/{name}", reason) for name, reason in source.unlisted]
     return found
 
 
@@ -355,7 +365,7 @@ def _archive_names(names: list[str], data: Path) -> list[tuple[str, int]]:
 
 def _label(folder: str) -> int | None:
     name = folder.lower()
-    return CLASS_FOLDERS.index(name) if name in CLASS_FOLDERS else None
+    return CLASSES.index(name) if name in CLASSES else None
 
 
 def _scan_older_csv(path: Path) -> _Scan:
@@ -390,7 +400,7 @@ def _locate(root: Path, name: str, label: int) -> str:
     if Path(name).is_absolute() and Path(name).is_relative_to(root.absolute()):
         name = Path(name).relative_to(root.absolute()).as_posix()
     inside = name.removeprefix(f"{root.absolute().name}/")
-    candidates = [name, f"{CLASS_FOLDERS[label]}/{name}", inside]
+    candidates = [name, f"{CLASSES[label]}/{name}", inside]
     return next((each for each in candidates if (root / each).is_file()), name)
 
 
@@ -494,7 +504,7 @@ def _check_classes(
     labels: Sequence[int], data: Path, unreadable: Sequence[tuple[str, str]]
 ) -> None:
     """Raise InputError where a class is too small, naming an unreadable picture if there is one."""
-    for label, folder in enumerate(CLASS_FOLDERS):
+    for label, folder in enumerate(CLASSES):
         count = labels.count(label)
         if count < len(SPLITS):
             left_out = f" ({len(unreadable)} cannot be read, such as " if unreadable else ""
@@ -507,10 +517,52 @@ def _check_classes(
 
 def hashes_of(source: Source, names: Iterable[str]) -> list[str]:
     """Return the sha256 of each name's bytes, "" for one that cannot be read."""
-    found = []
-    for name in names:
+
+    def digest(name: str) -> str:
         try:
-            found.append(hashlib.sha256(source.read(name)).hexdigest())
+            return hashlib.sha256(source.read(name)).hexdigest()
         except OSError:
-            found.append("")
-    return found
+            return ""
+
+    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+        return list(pool.map(digest, names))
+
+
+def row_hashes(table: pd.DataFrame, source: Source) -> list[str]:
+    """Return each row's sha256, made from the file where the index has none; "" for no file."""
+    stored = table["sha256"].tolist() if "sha256" in table else [""] * len(table)
+    names = table["path"].tolist()
+    missing = [i for i, value in enumerate(stored) if not _is_sha256(value)]
+    made = hashes_of(source, [names[i] for i in missing])
+    for i, value in zip(missing, made, strict=True):
+        stored[i] = value
+    return [value.lower() for value in stored]
+
+
+def check_matches(table: pd.DataFrame, source: Source, sample: int = 64) -> None:
+    """Raise InputError where an index was made of other pictures than those of ``source``.
+
+    Evenly spaced rows are compared, not all: it is another data set's index that this is to
+    find. Files that are gone or changed since are not its concern, unless most of them are.
+    """
+    places = np.linspace(0, len(table) - 1, min(sample, len(table))).astype(int)
+    rows = table.iloc[places]
+    names = rows["path"].tolist()
+    stored = rows["sha256"].tolist() if "sha256" in rows else [""] * len(rows)
+    found = hashes_of(source, names)
+    changed = [
+        name
+        for name, known, now in zip(names, stored, found, strict=True)
+        if now and _is_sha256(known) and known.lower() != now
+    ]
+    if len(changed) > len(names) / 2 or not any(found):
+        example = f"{changed[0]} has other bytes" if changed else f"{names[0]} is not there"
+        raise InputError(
+            f"the index was made of other pictures than those of {source.path} ({example}): "
+            "make one for this data with data_split.py."
+        )
+
+
+def _is_sha256(text: object) -> bool:
+    """Tell whether a cell of an index holds a sha256 in hexadecimal."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-fA-F]{64}", text) is not None

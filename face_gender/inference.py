@@ -213,7 +213,8 @@ def _describe(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
         "recipe": checkpoint.recipe.name,
         "classes": list(checkpoint.classes),
         "epoch": checkpoint.epoch,
-        "metrics": dict(checkpoint.metrics),
+        # JSON has no NaN, which recall is where validation lacked a class.
+        "metrics": {k: v if math.isfinite(v) else None for k, v in checkpoint.metrics.items()},
     }
 
 

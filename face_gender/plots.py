@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from face_gender import CLASSES
 from face_gender.dataset import FaceDataset
 from face_gender.files import Source
 from face_gender.images import UnreadableImage, load_image
-from face_gender.index import CLASS_FOLDERS, SPLITS
+from face_gender.index import SPLITS
 from face_gender.inference import Prediction
 from face_gender.metrics import Evaluation
 from face_gender.preprocessing import Preprocessing
@@ -27,7 +28,7 @@ def class_histogram(table: pd.DataFrame) -> Figure:
     """Show the number of pictures by split and class, from an index's table."""
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     width = 0.38
-    for label, name in enumerate(CLASS_FOLDERS):
+    for label, name in enumerate(CLASSES):
         places = np.arange(len(SPLITS)) + (label - 0.5) * width
         own = table[table["label"] == label]
         heights = [int((own["split"] == split).sum()) for split in SPLITS]
@@ -51,7 +52,7 @@ def image_sizes(dataset: FaceDataset, sample: int = 2_000, seed: int = 0) -> Fig
             continue
     points = np.array(sizes).reshape(-1, 2)
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
-    for label, name in enumerate(CLASS_FOLDERS):
+    for label, name in enumerate(CLASSES):
         own = points[np.array(labels) == label]
         axes.scatter(own[:, 0], own[:, 1], s=14, alpha=0.5, label=name, color=COLOURS[name])
     right, top = points.max(axis=0, initial=1) * 1.1
@@ -65,7 +66,7 @@ def face_grid(dataset: FaceDataset, columns: int = 8, rows: int = 2, seed: int =
     """Show random pictures as they lie on disk, each under its label."""
     chosen = _sample(len(dataset), columns * rows, seed)
     pictures = [_try_load(str(dataset.paths[i]), dataset.source) for i in chosen]
-    titles = [CLASS_FOLDERS[dataset.labels[i]] for i in chosen]
+    titles = [CLASSES[dataset.labels[i]] for i in chosen]
     return _gallery(pictures, titles, columns, "Pictures as they are on disk")
 
 
@@ -77,7 +78,7 @@ def batch_grid(
     std = np.array(preprocessing.std)
     arrays = images.permute(0, 2, 3, 1).cpu().numpy() * std + mean
     pictures = [Image.fromarray((each.clip(0, 1) * 255).astype(np.uint8)) for each in arrays]
-    titles = [CLASS_FOLDERS[int(label)] for label in labels]
+    titles = [CLASSES[int(label)] for label in labels]
     size = f"{preprocessing.height} x {preprocessing.width}"
     return _gallery(pictures, titles, columns, f"A training batch as the model sees it, {size}")
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Literal
 
 from face_gender.files import InputError
 from face_gender.models import check_arch, check_size, is_own
 from face_gender.preprocessing import Augmentation, Preprocessing
-
-CLASSES = ("male", "female")
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,11 @@ class Recipe:
             raise ValueError(f"{self.name!r} cannot be a recipe's name: it names a folder too.")
         if self.optimizer not in ("adam", "adamw", "sgd"):
             raise ValueError(f"optimizer is 'adam', 'adamw' or 'sgd', not {self.optimizer!r}.")
-        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ValueError("epochs, batch_size and learning_rate must be above zero.")
+        for setting in ("epochs", "batch_size"):
+            if not isinstance(getattr(self, setting), Integral) or getattr(self, setting) < 1:
+                raise ValueError(f"{setting} is a whole number above zero.")
+        if not isinstance(self.learning_rate, Real) or self.learning_rate <= 0:
+            raise ValueError("learning_rate is a number above zero.")
         if self.patience is not None and self.patience < 1:
             raise ValueError("patience is a number of epochs above zero, or None.")
         if self.loss not in ("cross_entropy", "nll") or (self.loss == "nll") != _log_output(self):
@@ -158,8 +160,11 @@ def get_recipe(name: str, /, size: tuple[int, int] | None = None, **changes: Any
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}."
             raise ValueError(f"a recipe has no setting {change!r}: {hint}")
     if changes.get("arch", recipe.arch) != recipe.arch:
-        changes = {"name": changes["arch"], "frozen": (), **changes}
+        own = changes["arch"] if changes["arch"] not in RECIPES else f"{name}_{changes['arch']}"
+        changes = {"name": own, "frozen": (), **changes}
     if size is not None:
+        if not isinstance(size, tuple | list) or len(size) != 2:
+            raise ValueError(f"size is (height, width) in pixels, not {size!r}.")
         preprocessing = changes.get("preprocessing", recipe.preprocessing)
         changes["preprocessing"] = replace(preprocessing, height=size[0], width=size[1])
     return replace(recipe, **changes)

@@ -13,15 +13,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from face_gender import CLASSES
 from face_gender.checkpoint import (
     Checkpoint,
+    as_int64,
     hash64,
     load_checkpoint,
     load_weights,
@@ -30,7 +31,7 @@ from face_gender.checkpoint import (
 from face_gender.dataset import Batch, EpochSampler, FaceDataset, make_loader, select_split
 from face_gender.devices import mixed_precision, pick_device
 from face_gender.files import InputError, Source, copy_atomically, open_source
-from face_gender.index import CLASS_FOLDERS, hashes_of, read_index
+from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation
 from face_gender.models import (
     build_model,
@@ -41,9 +42,7 @@ from face_gender.models import (
     to_device,
     train_mode,
 )
-from face_gender.recipes import CLASSES, Recipe, get_recipe
-
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+from face_gender.recipes import Recipe, get_recipe
 
 
 class LeakError(InputError):
@@ -131,6 +130,7 @@ class _Run:
         self.precision = mixed_precision(self.device) if mixed else None
         source = open_source(data)
         table = index if isinstance(index, pd.DataFrame) else read_index(index)
+        check_matches(table, source)
         preprocessing = recipe.preprocessing
         self.train_set = FaceDataset(table, "train", source, preprocessing.train_transform())
         self.val_set = FaceDataset(table, "val", source, preprocessing.eval_transform())
@@ -165,7 +165,13 @@ class _Run:
         torch.set_rng_state(self.random_state)
         train_loss, images_per_second = self._train_epoch(epoch)
         validation = _predict(
-            self.model, self.val_loader, self.val_set, self.device, self.precision, self.progress
+            self.model,
+            self.val_loader,
+            self.val_set,
+            CLASSES,
+            self.device,
+            self.precision,
+            self.progress,
         )
         if not math.isfinite(train_loss + validation.loss):
             raise InputError(
@@ -274,22 +280,23 @@ def evaluate(
     checkpoint = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
     source = open_source(data)
     rows = select_split(index, split)
+    check_matches(rows, source)
     if not allow_seen:
         _refuse_leak(checkpoint, rows, source, name)
     model, transform = checkpoint.build()
-    dataset = FaceDataset(rows, None, source, transform)
     # The index numbers classes its own way; the outputs follow the checkpoint's.
-    order = [_position(checkpoint.classes, folder) for folder in CLASS_FOLDERS]
-    dataset.labels = np.array(order, dtype=np.int64)[dataset.labels]
+    position = {i: _position(checkpoint.classes, name) for i, name in enumerate(CLASSES)}
+    rows = rows.assign(label=rows["label"].map(position))
+    dataset = FaceDataset(rows, None, source, transform)
     chosen = pick_device(device)
     model = to_device(model, chosen)
     loader = make_loader(dataset, batch_size, workers=workers)
-    return _predict(model, loader, dataset, chosen, None, progress, checkpoint.classes)
+    return _predict(model, loader, dataset, checkpoint.classes, chosen, None, progress)
 
 
 def _refuse_leak(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source, name: str) -> None:
     seen = set(checkpoint.seen.tolist())
-    found = sum(1 for each in _hashes(rows, source) if each and hash64([each]).item() in seen)
+    found = sum(1 for each in row_hashes(rows, source) if each and as_int64(each) in seen)
     if found:
         raise LeakError(
             f"LEAK: {name} was trained or chosen on {found} of these {len(rows)} pictures, so any "
@@ -307,6 +314,7 @@ def _position(classes: tuple[str, ...], name: str) -> int:
 def _start(recipe: Recipe) -> tuple[nn.Module, Tensor]:
     """Return the net to train and the hashes of what its first weights have seen."""
     model = build_model(recipe.arch, len(CLASSES), imagenet=recipe.init == "imagenet")
+    _try_size(model, recipe)
     seen = torch.empty(0, dtype=torch.int64)
     if recipe.init not in ("imagenet", "none"):
         seen = _load_init(model, recipe)
@@ -315,6 +323,19 @@ def _start(recipe: Recipe) -> tuple[nn.Module, Tensor]:
     elif recipe.init != "none":
         freeze(model, recipe.frozen)
     return model, seen
+
+
+def _try_size(model: nn.Module, recipe: Recipe) -> None:
+    """Raise InputError where the net cannot take pictures of the recipe's size."""
+    height, width = recipe.preprocessing.height, recipe.preprocessing.width
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, height, width))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"{recipe.arch} cannot take pictures of {height} x {width} pixels: choose the size "
+            "that the net was made for, often 224 x 224."
+        ) from error
 
 
 def _load_init(model: nn.Module, recipe: Recipe) -> Tensor:
@@ -338,16 +359,7 @@ def _load_init(model: nn.Module, recipe: Recipe) -> Tensor:
 def _seen(table: pd.DataFrame, source: Source) -> Tensor:
     """Return the hashes of all pictures that this run trains and chooses on."""
     used = table[table["split"].isin(["train", "val"])]
-    return hash64(each for each in _hashes(used, source) if each)
-
-
-def _hashes(rows: pd.DataFrame, source: Source) -> list[str]:
-    """Return each row's sha256, made from the file where the index has none; "" for no file."""
-    stored = rows["sha256"] if "sha256" in rows else [""] * len(rows)
-    return [
-        known if _SHA256.fullmatch(known := str(value)) else hashes_of(source, [path])[0]
-        for value, path in zip(stored, rows["path"], strict=True)
-    ]
+    return hash64(each for each in row_hashes(used, source) if each)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -379,10 +391,10 @@ def _predict(
     model: nn.Module,
     loader: DataLoader[Batch],
     dataset: FaceDataset,
+    classes: tuple[str, ...],
     device: torch.device,
     precision: torch.dtype | None,
     progress: bool,
-    classes: tuple[str, ...] = CLASSES,
 ) -> Evaluation:
     """Answer every picture of the loader; the loss is that of the probabilities."""
     model.eval()

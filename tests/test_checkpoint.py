@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sentences import sentence
 from torch import Tensor, nn
 
+from face_gender import CLASSES
 from face_gender.checkpoint import (
     Checkpoint,
     hash64,
@@ -26,7 +27,7 @@ from face_gender.checkpoint import (
 from face_gender.files import InputError
 from face_gender.models import build_model
 from face_gender.preprocessing import Preprocessing
-from face_gender.recipes import CLASSES, RECIPES, get_recipe
+from face_gender.recipes import RECIPES, get_recipe
 
 PLAIN_TYPES = (str, int, float, bool, type(None))
 

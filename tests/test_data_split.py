@@ -187,7 +187,7 @@ def foreign_groups(data: Path) -> list[str]:
         (existing_output, "--force"),
         (output_in_no_folder, "cannot be written"),
         (output_under_a_file, "cannot be written"),
-        (output_is_a_folder, "is what the index is made from"),
+        (output_is_a_folder, "is a folder"),
         pytest.param(
             output_too_long,
             "too long",

@@ -20,8 +20,9 @@ from face_gender.files import (
     ArchiveSource,
     FolderSource,
     InputError,
-    check_writable,
+    check_output,
     copy_atomically,
+    find_images,
     has_image_suffix,
     image_names,
     is_hidden,
@@ -65,11 +66,81 @@ def test_not_recursive_stays_in_the_folder_itself(folder: Path, archive: Path) -
     assert list(ArchiveSource(archive).names(recursive=False)) == ["a.jpg"]
 
 
-def test_not_recursive_enters_the_single_folder_of_an_archive(folder: Path, tmp_path: Path) -> None:
+def test_a_zipped_folder_names_its_pictures_as_it_does(folder: Path, tmp_path: Path) -> None:
     archive = make_zip(folder, tmp_path / "one.zip", prefix="photos/")
     with zipfile.ZipFile(archive, "a") as out:
         out.writestr("__MACOSX/photos/._a.jpg", b"resource fork")
-    assert list(ArchiveSource(archive).names(recursive=False)) == ["photos/a.jpg"]
+        out.writestr("README.txt", b"text")
+    source, names = find_images(archive)
+    assert names == ["a.jpg"]
+    assert source.read("a.jpg") == (folder / "a.jpg").read_bytes()
+    assert pickle.loads(pickle.dumps(source)).read("a.jpg") == source.read("a.jpg")
+    assert "photos/a.jpg" in find_images(archive, recursive=True)[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("Анна 1.jpg", "Анна 1.jpg"), ("папка/я.jpg", "папка/я.jpg")],
+)
+def test_cyrillic_names_as_windows_zips_them(written: str, read: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("x" * len(written), b"bytes")
+    data = (tmp_path / "w.zip").read_bytes()
+    (tmp_path / "w.zip").write_bytes(data.replace(b"x" * len(written), written.encode("cp866")))
+    assert list(open_source(tmp_path / "w.zip").names()) == [read]
+
+
+def test_accents_of_code_page_437_stay(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.writestr("caf_.jpg", b"bytes")
+    data = (tmp_path / "w.zip").read_bytes()
+    (tmp_path / "w.zip").write_bytes(data.replace(b"caf_", "café".encode("cp437")))
+    assert list(open_source(tmp_path / "w.zip").names()) == ["café.jpg"]
+
+
+@pytest.mark.parametrize("name", ["face.jpg", "photos.ZIP", "best.pth"])
+def test_output_never_replaces_a_picture_an_archive_or_weights(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="never replaced"):
+        check_output(tmp_path / name, [])
+
+
+def test_output_is_no_input_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "weights")
+    with pytest.raises(InputError, match="never replaced"):
+        check_output(tmp_path / "link", [tmp_path / "weights"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders on Windows")
+def test_output_is_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe"):
+        check_output(tmp_path / "pipe", [])
+
+
+def test_a_link_stays_a_link_when_written_to(tmp_path: Path) -> None:
+    (tmp_path / "target.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "target.json")
+    write_atomically(tmp_path / "link.json", lambda file: file.write(b"new"))
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "target.json").read_text() == "new"
+
+
+def test_a_subfolder_that_cannot_be_listed_is_noted_and_the_rest_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "locked").mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    source = FolderSource(folder)
+    assert "a.jpg" in list(source.names())
+    assert source.unlisted == [("locked/", "cannot be listed (Permission denied)")]
 
 
 def test_hidden_folders_are_not_entered_but_a_hidden_root_is(tmp_path: Path) -> None:
@@ -330,9 +401,9 @@ def under_a_file(path: Path) -> Path:
 def test_places_that_cannot_be_written_are_told_before_the_work(
     tmp_path: Path, place: Callable[[Path], Path]
 ) -> None:
-    check_writable(writable(tmp_path))
+    check_output(writable(tmp_path), [])
     with pytest.raises(InputError, match=r"cannot be written|is a folder"):
-        check_writable(place(tmp_path))
+        check_output(place(tmp_path), [])
 
 
 def test_read_only_folder_is_told_before_the_work(
@@ -340,7 +411,7 @@ def test_read_only_folder_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(InputError, match="no permission"):
-        check_writable(writable(tmp_path))
+        check_output(writable(tmp_path), [])
 
 
 def test_zip_with_backslashes_as_windows_powershell_writes_it(tmp_path: Path) -> None:

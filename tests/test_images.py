@@ -312,3 +312,26 @@ def test_unreadable_image_survives_the_way_out_of_a_worker() -> None:
     assert isinstance(error, UnreadableImage)
     assert (error.path, error.reason) == ("мужчины/a b.jpg", "empty file")
     assert str(error) == "мужчины/a b.jpg: empty file"
+
+
+@pytest.mark.parametrize("size", [(70_000, 1), (1, 70_000)])
+def test_a_line_of_pixels_is_a_bomb(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("L", size).save(tmp_path / "line.png")
+    with pytest.raises(UnreadableImage, match="on a side"):
+        load_image(tmp_path / "line.png")
+
+
+def test_heic_says_what_to_do() -> None:
+    with pytest.raises(UnreadableImage, match="save it as JPEG"):
+        decode_image(b"\x00\x00\x00\x18ftypheic" + b"\x00" * 50, "a.heic")
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"), [(1.0, 255), (1.01, 255), (255.0, 255), (65535.0, 255)]
+)
+def test_float_grey_keeps_white_white(top: float, expected: int, tmp_path: Path) -> None:
+    values = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "f.tif")
+    loaded = np.asarray(load_image(tmp_path / "f.tif"))
+    assert loaded.max() == expected
+    assert 100 < loaded.mean() < 150

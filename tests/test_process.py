@@ -175,8 +175,7 @@ def test_recursive_keys_are_relative_paths(folder: Path, weights: Path, capsys) 
 def test_zip_in_place(prefix: str, folder: Path, weights: Path) -> None:
     archive = make_zip(folder, folder.parent / "pictures.zip", prefix)
     assert run(archive, "--weights", weights) == 0
-    found = {Path(name).name: label for name, label in results().items()}
-    assert found == EXPECTED
+    assert results() == EXPECTED
     assert run(archive, "--weights", weights, "--recursive") == 0
     assert results() == {prefix + name: label for name, label in EXPECTED.items()}
 
@@ -250,7 +249,6 @@ def _only_bad(folder: Path) -> list[str | Path]:
         lambda folder: [folder, "--weights", folder],
         lambda folder: [folder, "--output", folder.parent / "no" / "where.json"],
         lambda folder: [folder, "--output", folder.parent],
-        lambda folder: [folder, "--device", "toaster"],
         lambda folder: [folder, "--device", "cuda:77"],
     ],
 )
@@ -284,6 +282,8 @@ def test_only_unreadable_pictures(folder: Path, weights: Path, capsys) -> None:
         ["x", "--threshold", "nan"],
         ["x", "--batch-size", "0"],
         ["x", "--workers", "many"],
+        ["x", "--device", "toaster"],
+        [""],
         ["x", "--recipe", "resnet19", "--classes", "a,b", "--weights", "w"],
         ["x", "--recipe", "resnet18"],
         ["x", "--classes", "male,male", "--recipe", "resnet18"],
@@ -355,3 +355,39 @@ def _exif(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()
+
+
+@pytest.mark.parametrize("name", ["pictures/img_0.jpg", "archive.zip", "weights.pth"])
+def test_output_never_replaces_an_input(name: str, folder: Path, weights: Path, capsys) -> None:
+    (folder.parent / "weights.pth").write_bytes(weights.read_bytes())
+    make_zip(folder, folder.parent / "archive.zip")
+    before = snapshot(folder.parent)
+    given = [folder, "--weights", folder.parent / "weights.pth", "--output", folder.parent / name]
+    assert run(*given) == 1
+    assert_one_sentence(capsys.readouterr().err)
+    assert snapshot(folder.parent) == before
+
+
+@pytest.mark.parametrize("stderr", [None, "full"])
+def test_a_stderr_that_takes_nothing_costs_no_result(
+    stderr: str | None, folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        flush = write
+
+    (folder / "bad.jpg").write_text("text")
+    monkeypatch.setattr(sys, "stderr", None if stderr is None else Full())
+    assert run(folder, "--weights", weights) == 0
+    assert results() == EXPECTED
+
+
+def test_full_format_is_strict_json_where_a_metric_is_no_number(
+    folder: Path, weights: Path
+) -> None:
+    checkpoint = load_checkpoint(weights)
+    replace(checkpoint, metrics={"val_recall_female": float("nan")}).save("nan.pth")
+    assert run(folder, "--weights", "nan.pth", "--format", "full") == 0
+    assert results()["model"]["metrics"] == {"val_recall_female": None}

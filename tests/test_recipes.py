@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from sentences import sentence
 
 import face_gender
+from face_gender import CLASSES
 from face_gender.files import InputError
 from face_gender.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing
-from face_gender.recipes import CLASSES, RECIPES, Recipe, get_recipe
+from face_gender.recipes import RECIPES, Recipe, get_recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "resnet18": {
@@ -241,3 +242,17 @@ def test_other_data_are_no_recipe(values: dict[str, Any]) -> None:
 
 def test_a_recipe_can_be_renamed() -> None:
     assert get_recipe("compact_cnn", name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size": 96}, {"size": (96,)}, {"epochs": "3"}, {"epochs": 2.5}, {"learning_rate": "fast"}],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(changes: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        get_recipe("compact_cnn", **changes)
+
+
+def test_a_changed_net_never_takes_the_name_of_another_recipe() -> None:
+    assert get_recipe("compact_cnn", arch="resnet18").name == "compact_cnn_resnet18"
+    assert get_recipe("resnet18", arch="vgg16").name == "vgg16"

@@ -20,13 +20,13 @@ from conftest import make_faces, make_zip, snapshot
 from sentences import sentence
 from torch import nn
 
-from face_gender import training
+from face_gender import CLASSES, training
 from face_gender.checkpoint import Checkpoint, hash64, load_checkpoint
 from face_gender.files import InputError
 from face_gender.index import IndexReport, create_csv, read_index
 from face_gender.metrics import Evaluation
 from face_gender.models import build_model
-from face_gender.recipes import CLASSES, Recipe, get_recipe
+from face_gender.recipes import Recipe, get_recipe
 from face_gender.training import (
     EpochReport,
     LeakError,
@@ -569,7 +569,8 @@ def test_a_split_of_bad_files_alone_is_one_sentence(
     with warnings.catch_warnings(), pytest.raises(InputError) as caught:
         warnings.simplefilter("ignore", UnreadablePictureWarning)
         run(ONE_EPOCH, index, data, tmp_path / "w")
-    assert "could be read" in sentence(caught)
+    words = {"train": "made of other pictures", "val": "could be read"}
+    assert words[split] in sentence(caught)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus", ""])
@@ -751,3 +752,26 @@ def test_dropout_draws_the_same_whatever_the_number_of_workers(faces: Path, tmp_
         for n in (0, 1)
     ]
     assert losses[0] == losses[1]
+
+
+def test_an_index_of_other_pictures_is_refused_before_anything_is_moved(
+    faces: Path, tmp_path: Path
+) -> None:
+    index = create_csv(faces, progress=False)
+    other = tmp_path / "other"
+    for i, path in enumerate(index.table["path"]):
+        (other / path).parent.mkdir(parents=True, exist_ok=True)
+        draw_face("male", 1000 + i).save(other / path)
+    with pytest.raises(InputError, match="made of other pictures"):
+        next(train(get_recipe("compact_cnn", epochs=1), index, other, tmp_path / "w"))
+    with pytest.raises(InputError, match="is not there"):
+        next(train(get_recipe("compact_cnn", epochs=1), index, tmp_path, tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_net_that_cannot_take_the_size_says_so_at_once(faces: Path, tmp_path: Path) -> None:
+    index = create_csv(faces, progress=False)
+    recipe = get_recipe("resnet18", arch="vit_b_16", init="none", size=(96, 96))
+    with pytest.raises(InputError, match="cannot take pictures of 96 x 96"):
+        next(train(recipe, index, faces, tmp_path / "w", progress=False))
+    assert not (tmp_path / "w").exists()

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from face_gender import CLASSES
 from face_gender.files import InputError
 from face_gender.metrics import recall_per_class, wilson_interval
-from face_gender.recipes import CLASSES, get_recipe
+from face_gender.recipes import get_recipe
 from face_gender.training import evaluate, train
 
 
