@@ -373,7 +373,7 @@ def test_a_stderr_that_takes_nothing_costs_no_result(
     stderr: str | None, folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
-        def write(self, text: str) -> int:
+        def write(self, text: str = "") -> int:
             raise BrokenPipeError(32, "Broken pipe")
 
         flush = write
@@ -384,9 +384,7 @@ def test_a_stderr_that_takes_nothing_costs_no_result(
     assert results() == EXPECTED
 
 
-def test_full_format_is_strict_json_where_a_metric_is_no_number(
-    folder: Path, weights: Path
-) -> None:
+def test_full_format_is_strict_json_without_nan(folder: Path, weights: Path) -> None:
     checkpoint = load_checkpoint(weights)
     replace(checkpoint, metrics={"val_recall_female": float("nan")}).save("nan.pth")
     assert run(folder, "--weights", "nan.pth", "--format", "full") == 0

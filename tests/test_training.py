@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from conftest import make_faces, make_zip, snapshot
+from conftest import draw_face, make_faces, make_zip, snapshot
 from sentences import sentence
 from torch import nn
 
