@@ -142,11 +142,18 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
     return _gallery(pictures, titles, columns, title)
 
 
-def answers_grid(predictions: Sequence[Prediction], source: Source, columns: int = 8) -> Figure:
-    """Show classified pictures, each under the answer that it got."""
+def answers_grid(
+    predictions: Sequence[Prediction], labels: Sequence[str], source: Source, columns: int = 8
+) -> Figure:
+    """Show classified pictures, each under the answer that it got; red where its label differs."""
     pictures = [_try_load(each.name, source) for each in predictions]
     titles = [f"{each.label()} {each.confidence:.0%}" for each in predictions]
-    return _gallery(pictures, titles, columns, "What process.py answers")
+    right = [each.label() == label for each, label in zip(predictions, labels, strict=True)]
+    title = f"Answers of process.py: {sum(right)} of {len(right)} as labelled, the others in red"
+    figure = _gallery(pictures, titles, columns, title)
+    for axes, is_right in zip(figure.axes, right, strict=False):
+        axes.title.set_color("black" if is_right else "#c00000")
+    return figure
 
 
 def _gallery(

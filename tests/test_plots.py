@@ -13,6 +13,7 @@ from face_gender import plots
 from face_gender.dataset import FaceDataset
 from face_gender.files import open_source
 from face_gender.index import create_csv
+from face_gender.inference import Prediction
 from face_gender.metrics import Evaluation
 from face_gender.preprocessing import Preprocessing
 from face_gender.training import EpochReport
@@ -82,3 +83,9 @@ def test_curves_mark_the_best_epoch(epochs: int) -> None:
         for i in range(epochs)
     ]
     assert "epoch 0" in plots.curves(reports).axes[1].get_title()
+
+
+def test_answers_that_differ_from_the_label_are_red(faces: Path) -> None:
+    answers = [Prediction(f"male/m_{i}.jpg", ("male", "female"), (0.9, 0.1)) for i in range(2)]
+    figure = plots.answers_grid(answers, ["male", "female"], open_source(faces))
+    assert [axes.title.get_color() for axes in figure.axes[:2]] == ["black", "#c00000"]

@@ -26,7 +26,8 @@ def main() -> int:
         answers = [
             each for each in classify(classifier, source, chosen) if isinstance(each, Prediction)
         ]
-        figure = answers_grid(answers, source)
+        labels = [each.name.split("/")[0] for each in answers]
+        figure = answers_grid(answers, labels, source)
         figure.savefig(ROOT / "docs" / "samples.png", dpi=110)
     except InputError as error:
         print(f"readme_picture.py: {error}", file=sys.stderr)

@@ -3,10 +3,12 @@
 python -m tools.results train RECIPE INDEX DATA [--init none] [--size 96 96] [--epochs 10]
 python -m tools.results test WEIGHTS INDEX DATA
 python -m tools.results score RESULTS
+python -m tools.results ship WEIGHTS INDEX DATA
 
 ``train`` writes one line of JSON an epoch to OUT/RECIPE.jsonl; ``test`` prints the figures on the
 test split; ``score`` compares what process.py --recursive wrote with the folders male/ and female/
-that its names lie in.
+that its names lie in; ``ship`` writes model_weights/shipped.pth with weights in float16, and says
+how many answers on the validation split that changes.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from face_gender import CLASSES
+from face_gender.checkpoint import load_checkpoint
 from face_gender.files import InputError
 from face_gender.metrics import recall_per_class, wilson_interval
 from face_gender.recipes import get_recipe
@@ -44,7 +48,9 @@ def parse() -> argparse.Namespace:
     testing.add_argument("weights", type=Path)
     scoring = commands.add_parser("score")
     scoring.add_argument("results", type=Path)
-    for command in (training, testing):
+    shipping = commands.add_parser("ship")
+    shipping.add_argument("weights", type=Path)
+    for command in (training, testing, shipping):
         command.add_argument("index", type=Path)
         command.add_argument("data", type=Path)
     return parser.parse_args()
@@ -95,11 +101,23 @@ def run_score(options: argparse.Namespace) -> None:
     print(recall_per_class(confusion, CLASSES))
 
 
+def run_ship(options: argparse.Namespace) -> None:
+    """Write the weights that process.py finds by default."""
+    shipped = Path(__file__).resolve().parent.parent / "model_weights" / "shipped.pth"
+    load_checkpoint(options.weights).save(shipped, dtype=torch.float16)
+    before, after = (
+        evaluate(path, options.index, options.data, "val", allow_seen=True).predictions
+        for path in (options.weights, shipped)
+    )
+    print(f"{shipped.name}: {(before != after).sum()} of {len(before)} answers changed")
+
+
 def main() -> int:
     """Run the command and return its exit code."""
     options = parse()
     try:
-        {"train": run_training, "test": run_test, "score": run_score}[options.command](options)
+        commands = {"train": run_training, "test": run_test, "score": run_score, "ship": run_ship}
+        commands[options.command](options)
     except (InputError, OSError, ValueError) as error:
         print(f"results.py: {error}", file=sys.stderr)
         return 1
