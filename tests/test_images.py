@@ -102,7 +102,6 @@ def assert_is(image: Image.Image, colour: tuple[int, int, int], tolerance: int =
         (plain("RGBA", (*TEAL, 0)), "WEBP", "RGBA", WHITE),
         (plain("CMYK", (0, 0, 0, 155)), "JPEG", "CMYK", GREY),
         (plain("CMYK", (0, 0, 0, 155)), "TIFF", "CMYK", GREY),
-        (plain("YCbCr", (100, 128, 128)), "TIFF", "YCbCr", GREY),
     ],
 )
 def test_every_mode_and_format_becomes_rgb_of_its_colours(
