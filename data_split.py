@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from face_gender.files import InputError
+from face_gender.files import InputError, in_words, tell
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,20 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.groups,
             options.force,
         )
-    except InputError as error:
-        print(f"data_split.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}: check its permissions"
-        print(f"data_split.py: {reason}.", file=sys.stderr)
+    except (InputError, OSError) as error:
+        tell(f"data_split.py: {in_words(error)}")
         return 1
     except KeyboardInterrupt:
-        print("data_split.py: interrupted, nothing was written.", file=sys.stderr)
+        tell("data_split.py: interrupted, nothing was written.")
         return 130
     for path, reason in report.unreadable:
-        print(f"left out: {path}: {reason}", file=sys.stderr)
+        tell(f"left out: {path}: {reason}")
     for paths in report.contradictions:
-        print(f"left out, same bytes under both labels: {', '.join(paths)}", file=sys.stderr)
+        tell(f"left out, same bytes under both labels: {', '.join(paths)}")
     print(report.summary())
     return 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from face_gender import RECIPE_NAMES
-from face_gender.files import InputError, Source, Stderr, check_output, find_images
+from face_gender.files import InputError, Source, Stderr, check_output, find_images, in_words, tell
 
 if TYPE_CHECKING:
     from face_gender.inference import Classifier, Prediction, Skipped
@@ -86,11 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         return run(options)
-    except InputError as error:
-        tell(f"process.py: {error}")
-        return 1
-    except OSError as error:
-        tell(f"process.py: {error.filename}: {error.strerror}: check its permissions.")
+    except (InputError, OSError) as error:
+        tell(f"process.py: {in_words(error)}")
         return 1
     except KeyboardInterrupt:
         tell("process.py: interrupted, nothing was written.")
@@ -138,11 +135,6 @@ def answer(
     stream = classify(classifier, source, names, options.batch_size, options.workers)
     bar = tqdm(stream, total=len(names), unit="img", disable=options.quiet, file=Stderr())
     return list(bar)
-
-
-def tell(text: str) -> None:
-    """Write a line to stderr."""
-    Stderr().write(f"{text}\n")
 
 
 def choose_weights(given: Path | None) -> Path:

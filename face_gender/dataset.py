@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from face_gender.devices import cpu_count
-from face_gender.files import InputError, Source, open_source
+from face_gender.files import InputError, Source, cpu_count, open_source
 from face_gender.images import UnreadableImage, load_image
 from face_gender.index import SPLITS, read_index
 

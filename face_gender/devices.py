@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from face_gender.files import InputError
@@ -39,13 +37,6 @@ def mixed_precision(device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and _cpu_has_bfloat16():
         return torch.bfloat16
     return None
-
-
-def cpu_count() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -280,6 +280,13 @@ def copy_atomically(source: Path, target: Path) -> None:
         write_atomically(target, lambda out: shutil.copyfileobj(file, out))
 
 
+def cpu_count() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Stderr:
     """sys.stderr as it is now; that it is closed or gone must not cost a result."""
 
@@ -292,3 +299,15 @@ class Stderr:
         """Flush likewise."""
         with suppress(AttributeError, OSError, ValueError):
             sys.stderr.flush()
+
+
+def tell(text: str) -> None:
+    """Write a line to stderr."""
+    Stderr().write(f"{text}\n")
+
+
+def in_words(error: InputError | OSError) -> str:
+    """Return the sentence that a command ends with."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}: check its permissions."

@@ -24,6 +24,7 @@ from face_gender.files import (
     InputError,
     Source,
     check_output,
+    cpu_count,
     has_image_suffix,
     is_hidden,
     open_source,
@@ -464,7 +465,7 @@ def _hash_all(
     hashes: list[str] = []
     unreadable: list[tuple[str, str]] = []
     with (
-        ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(32, cpu_count())) as pool,
         tqdm(total=len(names), desc="index", unit="file", disable=not progress) as bar,
     ):
         # In chunks, so that the pool never holds more than one chunk's results.
@@ -524,7 +525,7 @@ def hashes_of(source: Source, names: Iterable[str]) -> list[str]:
         except OSError:
             return ""
 
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(32, cpu_count())) as pool:
         return list(pool.map(digest, names))
 
 

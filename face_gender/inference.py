@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from face_gender.checkpoint import Checkpoint, load_checkpoint
-from face_gender.devices import cpu_count, pick_device
-from face_gender.files import Source, write_atomically
+from face_gender.devices import pick_device
+from face_gender.files import Source, cpu_count, write_atomically
 from face_gender.images import UnreadableImage, load_image
-from face_gender.models import to_device
+from face_gender.models import probabilities_of, to_device
 
 Format = Literal["flat", "full", "csv"]
 UNCERTAIN = "uncertain"
@@ -74,9 +74,7 @@ class Classifier:
     def probabilities(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) float32 -> (n, classes) float32 on the CPU, rows adding up to one."""
         images = images.to(self.device, memory_format=torch.channels_last)
-        # Also right for log-probabilities, whose softmax is the probabilities.
-        outputs: Tensor = self.model(images).float().softmax(dim=1).cpu()
-        return outputs
+        return probabilities_of(self.model(images)).cpu()
 
 
 def load_classifier(

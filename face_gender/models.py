@@ -152,6 +152,14 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
+def probabilities_of(outputs: Tensor) -> Tensor:
+    """Return float32 probabilities (n, classes) for a net's outputs.
+
+    Also right for log-probabilities, whose softmax is the probabilities themselves.
+    """
+    return outputs.float().softmax(dim=1)
+
+
 def train_mode(model: nn.Module) -> None:
     """Put the model into training mode, what is frozen in it into eval mode.
 

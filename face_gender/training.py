@@ -39,6 +39,7 @@ from face_gender.models import (
     freeze_all_but_head,
     has_batchnorm,
     head_name,
+    probabilities_of,
     to_device,
     train_mode,
 )
@@ -407,8 +408,7 @@ def _predict(
             skipped += [(str(dataset.paths[i]), reason) for i, reason in batch.failures]
             if batch.images is not None:
                 outputs = _forward(model, batch.images, device, precision)
-                # Also right for log-probabilities, whose softmax is the probabilities.
-                probabilities.append(outputs.softmax(dim=1).cpu())
+                probabilities.append(probabilities_of(outputs).cpu())
                 positions.append(batch.positions)
             bar.update(len(batch.labels) + len(batch.failures))
     if not positions:
