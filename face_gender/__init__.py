@@ -11,4 +11,4 @@ __version__ = "0.1.0"
 CLASSES = ("male", "female")
 
 # Here, so that a command line can be checked without importing torch.
-RECIPE_NAMES = ("resnet18", "resnet50", "compact_cnn", "dropout_cnn")
+RECIPE_NAMES = ("resnet18", "resnet50", "compact_cnn", "dropout_cnn", "resnet18_tuned")

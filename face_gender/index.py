@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 
 from face_gender import CLASSES
 from face_gender.files import (
+    ArchiveSource,
     FolderSource,
     InputError,
     Source,
@@ -129,6 +131,40 @@ def create_csv(
     duplicates = int(table["sha256"].duplicated().sum())
     unreadable = (*scan.unlisted, *unreadable)
     return IndexReport(output, table, unreadable, contradictions, duplicates, scan.others)
+
+
+def list_pictures(
+    data: str | os.PathLike[str],
+) -> tuple[pd.DataFrame, Source, tuple[tuple[str, str], ...]]:
+    """Return ``path`` and ``label`` of every picture of ``data`` by name, read or not.
+
+    Also where to read them from, and (folder, reason) of folders that cannot be listed.
+    Raises InputError as `create_csv` does.
+    """
+    scan = _scan(Path(data))
+    table = pd.DataFrame({"path": _text(scan.names), "label": scan.labels})
+    return table, scan.source, scan.unlisted
+
+
+def find_data(index: str | os.PathLike[str], table: pd.DataFrame) -> Source:
+    """Return the folder or the archive that an index lies in or beside, by its first pictures.
+
+    Raises InputError where neither the CSV's folder nor an archive in it holds them.
+    """
+    folder = Path(index).absolute().parent
+    names = table["path"].tolist()[:_CHUNK]
+    archives = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip")
+    if any((folder / name).is_file() for name in names):
+        return FolderSource(folder)
+    for archive in archives:
+        with suppress(InputError):
+            source = ArchiveSource(archive)
+            if not set(names).isdisjoint(source.names()):
+                return source
+    raise InputError(
+        f"{os.fspath(index)} names pictures that lie neither beside it nor in an archive beside "
+        f"it, such as {names[0] if names else 'none'}: name their folder or .zip with --data."
+    )
 
 
 def left_out(data: str | os.PathLike[str], index: str | os.PathLike[str]) -> list[tuple[str, str]]:

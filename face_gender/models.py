@@ -160,6 +160,32 @@ def probabilities_of(outputs: Tensor) -> Tensor:
     return outputs.float().softmax(dim=1)
 
 
+def embed(model: nn.Module, images: Tensor) -> Tensor:
+    """Return what a net makes of each picture on its way to the answer, (n, features) float32.
+
+    The mean over the picture of the last convolution at each resolution, and what the last layer
+    is given: early ones tell a face from a wall, late ones one face from another.
+    """
+    head = head_name(model)
+    means: dict[torch.Size, Tensor] = {}
+    given: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> None:
+        means[output.shape[2:]] = output.float().mean((2, 3))
+
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and n != head]
+    hooks = [layer.register_forward_hook(keep) for _, layer in layers]
+    last = model.get_submodule(head)
+    hooks.append(last.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].float())))
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    final = given[0].mean((2, 3)) if given[0].ndim == 4 else given[0].flatten(1)  # squeezenet
+    return torch.cat([*means.values(), final], 1)
+
+
 def train_mode(model: nn.Module) -> None:
     """Put the model into training mode, what is frozen in it into eval mode.
 

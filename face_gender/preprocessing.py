@@ -17,13 +17,29 @@ class Augmentation:
     """Random changes made to training pictures alone.
 
     ``horizontal_flip`` is the probability of a mirrored picture (0 to 1), ``rotation`` the
-    largest turn to either side in degrees (0 to 180); the corners become black.
+    largest turn to either side in degrees (0 to 180); what turns in from outside is black.
+    ``zoom``: smallest and largest scale; below 1 the picture shrinks within its frame.
+    ``shift``: the largest move along each axis, as a share of the side. ``colour``: the largest
+    change of brightness, contrast and saturation, as a share. ``grey``, ``downscale`` (to 24
+    pixels at least, and back) and ``erasing`` (a rectangle of 2 to 20 % of the area) are
+    probabilities.
     """
 
     horizontal_flip: float = 0.0
     rotation: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    colour: float = 0.0
+    grey: float = 0.0
+    downscale: float = 0.0
+    erasing: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("shift", "colour", "grey", "downscale", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a number from 0 to 1, not {getattr(self, name)}.")
+        if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"zoom is a smallest and a largest scale above 0, not {self.zoom}.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is a probability, not {self.horizontal_flip}.")
         if not 0 <= self.rotation <= 180:
@@ -60,13 +76,7 @@ class Preprocessing:
 
     def train_transform(self) -> v2.Transform:
         """Return the eval transform with the random augmentation after the resize."""
-        random: list[v2.Transform] = []
-        if self.augmentation.horizontal_flip:
-            random.append(v2.RandomHorizontalFlip(self.augmentation.horizontal_flip))
-        if self.augmentation.rotation:
-            random.append(
-                v2.RandomRotation(self.augmentation.rotation, v2.InterpolationMode.BILINEAR)
-            )
+        random = _random_transforms(self.augmentation)
         return v2.Compose([v2.ToImage(), *self._resize(), *random, *self._normalize()])
 
     def _resize(self) -> list[v2.Transform]:
@@ -87,9 +97,52 @@ class Preprocessing:
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """Rebuild the value from plain data. Raises KeyError, TypeError or ValueError."""
         values = dict(values)
-        augmentation = Augmentation(**values.pop("augmentation", {}))
+        augmentation = dict(values.pop("augmentation", {}))
+        augmentation["zoom"] = tuple(augmentation.get("zoom", (1.0, 1.0)))
         mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
-        return cls(augmentation=augmentation, mean=mean, std=std, **values)
+        return cls(augmentation=Augmentation(**augmentation), mean=mean, std=std, **values)
+
+
+def _random_transforms(augmentation: Augmentation) -> list[v2.Transform]:
+    """Return the random changes that are not switched off, for uint8 pictures (3, H, W)."""
+    random: list[v2.Transform] = []
+    if augmentation.downscale:
+        random.append(_Downscale(augmentation.downscale))
+    if augmentation.horizontal_flip:
+        random.append(v2.RandomHorizontalFlip(augmentation.horizontal_flip))
+    bilinear = v2.InterpolationMode.BILINEAR
+    if augmentation.zoom != (1.0, 1.0) or augmentation.shift:
+        shift = (augmentation.shift, augmentation.shift)
+        random.append(
+            v2.RandomAffine(augmentation.rotation, shift, augmentation.zoom, interpolation=bilinear)
+        )
+    elif augmentation.rotation:
+        random.append(v2.RandomRotation(augmentation.rotation, bilinear))
+    if augmentation.colour:
+        random.append(v2.ColorJitter(*(augmentation.colour,) * 3))
+    if augmentation.grey:
+        random.append(v2.RandomGrayscale(augmentation.grey))
+    if augmentation.erasing:
+        random.append(v2.RandomErasing(augmentation.erasing, scale=(0.02, 0.2)))
+    return random
+
+
+class _Downscale(v2.Transform):
+    """Scale a picture down, to 24 pixels on its shorter side at least, and up again."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        shorter = min(height, width)
+        if shorter <= 24 or torch.rand(()) >= self.probability:
+            return image
+        share = int(torch.randint(24, shorter, ())) / shorter
+        small = [max(1, round(height * share)), max(1, round(width * share))]
+        image = v2.functional.resize(image, small, antialias=True)
+        return v2.functional.resize(image, [height, width], antialias=True)
 
 
 class _ShorterSideCrop(v2.Transform):

@@ -22,8 +22,12 @@ class Recipe:
     weights) or the path of a .pth to start from. ``frozen``: submodules that keep the weights
     they start with; nothing is frozen when ``init`` is "none", since random layers would stay
     random. ``feature_extract``: train the last layer alone. ``loss``: "nll" for a net that
-    answers with log-probabilities. ``best_by``: what the best epoch is chosen by on the
-    validation split. ``patience``: stop after so many epochs without a better one; None: never.
+    answers with log-probabilities. ``label_smoothing``: the share of each target that is spread
+    over all classes (Szegedy et al., arXiv:1512.00567). ``schedule``: "one_cycle" (Smith and
+    Topin, arXiv:1708.07120) raises the learning rate to its value over the first quarter of all
+    steps and lowers it to nearly nothing over the rest. ``best_by``: what the best epoch is
+    chosen by on the validation split. ``patience``: stop after so many epochs without a better
+    one; None: never.
     Raises ValueError for contradictions, InputError for a net that does not exist.
     """
 
@@ -41,6 +45,8 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     feature_extract: bool = False
     loss: Literal["cross_entropy", "nll"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    schedule: Literal["constant", "one_cycle"] = "constant"
     best_by: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     patience: int | None = None
 
@@ -59,6 +65,10 @@ class Recipe:
             raise ValueError("patience is a number of epochs above zero, or None.")
         if self.loss not in ("cross_entropy", "nll") or (self.loss == "nll") != _log_output(self):
             raise ValueError("loss is 'nll' for dropout_cnn and 'cross_entropy' for all others.")
+        if self.schedule not in ("constant", "one_cycle"):
+            raise ValueError(f"schedule is 'constant' or 'one_cycle', not {self.schedule!r}.")
+        if not 0 <= self.label_smoothing < 1 or (self.label_smoothing and self.loss == "nll"):
+            raise ValueError("label_smoothing is from 0 to below 1, and 0 for loss='nll'.")
         if self.best_by not in ("val_accuracy", "val_loss"):
             raise ValueError(f"best_by is 'val_accuracy' or 'val_loss', not {self.best_by!r}.")
         if self.momentum and self.optimizer != "sgd":
@@ -138,7 +148,36 @@ _PUBLISHED = (
     ),
 )
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _PUBLISHED})
+_OWN = (
+    Recipe(
+        name="resnet18_tuned",
+        arch="resnet18",
+        init="none",
+        preprocessing=Preprocessing(
+            height=96,
+            width=96,
+            augmentation=Augmentation(
+                horizontal_flip=0.5,
+                rotation=10,
+                zoom=(0.7, 1.4),
+                shift=0.08,
+                colour=0.3,
+                grey=0.1,
+                downscale=0.25,
+                erasing=0.2,
+            ),
+        ),
+        optimizer="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        schedule="one_cycle",
+        label_smoothing=0.05,
+        epochs=8,
+        batch_size=64,
+    ),
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({each.name: each for each in _PUBLISHED + _OWN})
 
 
 def get_recipe(name: str, /, size: tuple[int, int] | None = None, **changes: Any) -> Recipe:

@@ -147,6 +147,7 @@ class _Run:
         size = recipe.batch_size
         self.train_loader = make_loader(self.train_set, size, True, seed, workers, pin)
         self.val_loader = make_loader(self.val_set, size, False, seed, workers, pin)
+        self.schedule = _schedule(recipe, self.optimizer, len(self.train_loader))
         self.out = out
         self.folder = _prepare_folder(out, recipe.name)
         self.random_state = torch.get_rng_state()
@@ -225,6 +226,8 @@ class _Run:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.schedule:
+            self.schedule.step()
         return loss.item()
 
     def _is_best(self, validation: Evaluation) -> bool:
@@ -372,6 +375,19 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return kind(parameters, rate, weight_decay=decay, amsgrad=recipe.amsgrad)
 
 
+def _schedule(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """Return what changes the learning rate after each of the ``steps`` of an epoch."""
+    if recipe.schedule == "constant":
+        return None
+    # One more: a step that is left out or added must not run past the cycle's end.
+    total = recipe.epochs * steps + 1
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total, pct_start=0.25, cycle_momentum=False
+    )
+
+
 def _forward(
     model: nn.Module, images: Tensor, device: torch.device, precision: torch.dtype | None
 ) -> Tensor:
@@ -384,7 +400,7 @@ def _forward(
 def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     if recipe.loss == "nll":
         return nn.functional.nll_loss(outputs, labels)
-    return nn.functional.cross_entropy(outputs, labels)
+    return nn.functional.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Reproduce the figures of docs/results.md.
 
 python -m tools.results train RECIPE INDEX DATA [--init none] [--size 96 96] [--epochs 10]
+    [--learning-rate 0.001]
 python -m tools.results test WEIGHTS INDEX DATA
 python -m tools.results score RESULTS
 python -m tools.results ship WEIGHTS INDEX DATA
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
     training.add_argument("--init")
     training.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     training.add_argument("--epochs", type=int)
+    training.add_argument("--learning-rate", type=float)
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--workers", type=int)
     training.add_argument("--out", type=Path, default=Path("model_weights"))
@@ -60,7 +62,7 @@ def run_training(options: argparse.Namespace) -> None:
     """Train and write a line an epoch."""
     changes: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("init", "size", "epochs")
+        for name in ("init", "size", "epochs", "learning_rate")
         if getattr(options, name) is not None
     }
     recipe = get_recipe(options.recipe, **changes)

@@ -1,0 +1,97 @@
+"""Find what is wrong with a data set: python -m face_gender.audit DATA"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from face_gender import RECIPE_NAMES
+from face_gender.files import InputError, in_words, tell
+
+_NAME = "face_gender.audit"
+_NEEDED = ("cleanlab", "cleanvision", "faiss", "sklearn")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; a mistake ends the program with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {_NAME}",
+        description="Find duplicates, wrong labels, pictures of no face and bad pictures.",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage",
+    )
+    add = parser.add_argument
+    add(
+        "data",
+        type=Path,
+        metavar="INDEX_OR_DATA",
+        help="an index (CSV), a folder that holds male/ and female/, or a .zip of one",
+    )
+    add(
+        "--weights",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PTH",
+        help="checkpoints that judge the pictures they have not seen "
+        "(default: model_weights/audit_*.pth)",
+    )
+    add(
+        "--recipe",
+        choices=RECIPE_NAMES,
+        help="train this recipe in folds on the data itself and judge labels by its answers",
+    )
+    add("--output", type=Path, default=Path("audit"), metavar="DIR", help="default: audit/")
+    add("--data", type=Path, dest="pictures", metavar="DATA", help="where an index's pictures lie")
+    add(
+        "--apply",
+        action="store_true",
+        help="write index_clean.csv, without the pictures of findings of at least --score",
+    )
+    add("--score", type=float, default=0.5, metavar="S", help="for --apply, 0 to 1 (default: 0.5)")
+    add("--folds", type=int, default=5, metavar="K", help="default: 5")
+    add("--seed", type=int, default=0, help="of folds and split (default: 0)")
+    add("--jobs", type=int, metavar="N", help="processors to use (default: all)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks most of the names
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        # Imported late: --help and mistakes answer without torch.
+        from face_gender.audit.run import audit
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _NEEDED:
+            raise
+        tell(f"{_NAME}: {error.name} is missing: pip install -r requirements-audit.txt")
+        return 1
+    try:
+        report = audit(
+            options.data,
+            options.output,
+            options.weights,
+            data=options.pictures,
+            recipe=options.recipe,
+            apply=options.apply,
+            score=options.score,
+            folds=options.folds,
+            seed=options.seed,
+            jobs=options.jobs,
+        )
+    except (InputError, OSError) as error:
+        tell(f"{_NAME}: {in_words(error)}")
+        return 1
+    except KeyboardInterrupt:
+        tell(f"{_NAME}: interrupted; the same command goes on after the last finished stage.")
+        return 130
+    print(report.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

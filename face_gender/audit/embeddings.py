@@ -1,0 +1,138 @@
+"""How each picture looks to a net that has not seen it: embeddings, and out-of-fold answers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from face_gender import CLASSES
+from face_gender.checkpoint import Checkpoint, as_int64
+from face_gender.dataset import FaceDataset, make_loader
+from face_gender.devices import mixed_precision, pick_device
+from face_gender.files import Source
+from face_gender.models import embed, to_device
+from face_gender.recipes import Recipe
+from face_gender.training import evaluate, train
+
+# Inverse strength of the penalty, in units of standardised features.
+_PENALTY = 0.01
+_BATCH = 64
+
+
+@torch.inference_mode()
+def embed_all(
+    checkpoint: Checkpoint,
+    table: pd.DataFrame,
+    source: Source,
+    jobs: int,
+    progress: Callable[[int], object],
+) -> npt.NDArray[np.float16]:
+    """Return the embeddings (n, features) of the pictures of ``table``; NaN for an unreadable one.
+
+    In float16: at 100,000 pictures the double would not fit beside the rest.
+    """
+    model, transform = checkpoint.build()
+    device = pick_device()
+    model = to_device(model, device)
+    precision = mixed_precision(device)
+    dataset = FaceDataset(table, None, source, transform)
+    out: npt.NDArray[np.float16] | None = None
+    workers = jobs if len(dataset) >= 256 else 0
+    for batch in make_loader(dataset, _BATCH, workers=workers):
+        progress(len(batch.labels) + len(batch.failures))
+        if batch.images is None:
+            continue
+        images = batch.images.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+            features = embed(model, images).cpu().numpy()
+        if out is None:
+            out = np.full((len(dataset), features.shape[1]), np.nan, dtype=np.float16)
+        out[batch.positions.numpy()] = np.clip(features, -6e4, 6e4)
+    return out if out is not None else np.full((len(dataset), 1), np.nan, dtype=np.float16)
+
+
+def not_seen(checkpoint: Checkpoint, hashes: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Tell for each sha256 whether the checkpoint was neither trained nor chosen on it."""
+    seen = set(checkpoint.seen.tolist())
+    return np.array([not each or as_int64(each) not in seen for each in hashes], dtype=bool)
+
+
+def fold_of(groups: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the fold (n,) of each picture; those of one group, copies of each other, share it.
+
+    Drawn from the group's name and the seed alone, so that the order does not matter.
+    """
+    digests = (hashlib.sha256(f"{seed}:{group}".encode()).digest() for group in groups)
+    return np.array([int.from_bytes(each[:8], "big") % folds for each in digests], dtype=np.int64)
+
+
+def out_of_fold(
+    features: npt.NDArray,
+    labels: npt.NDArray[np.int64],
+    folds: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float32]:
+    """Return probabilities (n, 2) from logistic regressions that were fitted on the other folds.
+
+    NaN outside of ``rows`` and where a fold leaves a class without pictures.
+    """
+    answers = np.full((len(labels), len(CLASSES)), np.nan, dtype=np.float32)
+    rows = rows & np.isfinite(features).all(axis=1)
+    for fold in np.unique(folds[rows]):
+        fit, judge = rows & (folds != fold), rows & (folds == fold)
+        if len(np.unique(labels[fit])) < len(CLASSES):
+            continue
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=_PENALTY, max_iter=300))
+        model.fit(features[fit].astype(np.float32), labels[fit])
+        answers[judge] = model.predict_proba(features[judge].astype(np.float32))
+    return answers
+
+
+def mean_answer(answers: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return the mean (n, 2) over the answers there are, NaN where there is none."""
+    stacked = np.stack(answers)
+    known = np.isfinite(stacked)
+    total = np.where(known, stacked, 0).sum(axis=0)
+    count = known.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def train_fold(
+    recipe: Recipe,
+    table: pd.DataFrame,
+    data: str | os.PathLike[str],
+    held_out: npt.NDArray[np.bool_],
+    folder: Path,
+    seed: int,
+    jobs: int | None,
+) -> npt.NDArray[np.float32]:
+    """Train a recipe on what is not ``held_out`` (n,) and return its answers (n, 2) on the rest.
+
+    One in twenty of its pictures is its validation split. NaN elsewhere, and for what cannot be
+    read. The checkpoints are removed.
+    """
+    split = np.where(held_out, "test", "train").astype(object)
+    others = np.flatnonzero(~held_out)
+    split[np.random.default_rng(seed).permutation(others)[: max(2, len(others) // 20)]] = "val"
+    rows = table.assign(split=split)
+    try:
+        for _ in train(recipe, rows, data, folder, seed=seed, workers=jobs):
+            pass
+        result = evaluate(folder / recipe.name / "best.pth", rows, data, workers=jobs)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    answers = np.full((len(table), len(CLASSES)), np.nan, dtype=np.float32)
+    position = {path: i for i, path in enumerate(table["path"])}
+    answers[[position[str(path)] for path in result.paths]] = result.probabilities
+    return answers

@@ -1,0 +1,209 @@
+"""What was found, as one table: audit.csv; and what follows: groups.csv and index_clean.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from face_gender import CLASSES
+from face_gender.audit.duplicates import Pairs
+from face_gender.audit.pictures import QUALITY_ISSUES
+
+COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
+
+# From the surest reason to leave a picture out to the weakest, which decides among equal scores.
+ISSUES = (
+    "unreadable",
+    "duplicate_other_label",
+    "exact_duplicate",
+    "near_duplicate_other_label",
+    "near_duplicate",
+    "not_a_face",
+    "label",
+    "blank",
+    "dark",
+    "bright",
+    "blurred",
+    "tiny",
+    "odd_aspect",
+)
+
+# A placeholder with a thousand copies would else make a million of names.
+_RELATED = 24
+
+_QUALITY_ADVICE = "leave out where the face cannot be made out"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All that is known of the n pictures of a data set.
+
+    ``measured``: what `pictures.measure_all` returns; ``pairs``: near-duplicates by row;
+    ``suspicion`` and ``strangeness`` (n,) float32: scores of the label, and of being no face,
+    0 for none.
+    """
+
+    paths: Sequence[str]
+    labels: npt.NDArray[np.int64]
+    measured: Mapping[str, npt.NDArray]
+    pairs: Pairs
+    suspicion: npt.NDArray[np.float32]
+    strangeness: npt.NDArray[np.float32]
+
+    def findings(self) -> pd.DataFrame:
+        """Return one row a finding with COLUMNS and ``looks_like``, worst first."""
+        rows = [
+            *self._unreadable(),
+            *self._exact(),
+            *self._near(),
+            *self._labels(),
+            *self._strangers(),
+            *self._quality(),
+        ]
+        table = pd.DataFrame(rows, columns=[*COLUMNS, "looks_like"])
+        table["score"] = table["score"].astype(np.float64).round(4)
+        rank = table["issue"].map({name: i for i, name in enumerate(ISSUES)})
+        order = np.lexsort((table["path"], rank, -table["score"]))
+        return table.iloc[order].reset_index(drop=True)
+
+    def groups(self) -> list[str]:
+        """Return the group (n,) of each picture: copies of one another share one."""
+        parent = list(range(len(self.paths)))
+        first_of: dict[str, int] = {}
+        for row, digest in enumerate(self.measured["sha256"].tolist()):
+            if digest:
+                _join(parent, row, first_of.setdefault(digest, row))
+        for a, b in zip(self.pairs.first.tolist(), self.pairs.second.tolist(), strict=True):
+            _join(parent, a, b)
+        return [f"{_root(parent, row):06d}" for row in range(len(self.paths))]
+
+    def _row(
+        self,
+        row: int,
+        issue: str,
+        score: float,
+        suggestion: str,
+        related: str = "",
+        looks_like: str = "",
+    ) -> tuple:
+        label = CLASSES[self.labels[row]]
+        return (self.paths[row], label, issue, score, related, suggestion, looks_like)
+
+    def _unreadable(self) -> list[tuple]:
+        return [
+            self._row(row, "unreadable", 1.0, f"replace or delete: {reason}")
+            for row, reason in enumerate(self.measured["reason"].tolist())
+            if reason
+        ]
+
+    def _same_bytes(self) -> list[list[int]]:
+        rows_of: dict[str, list[int]] = {}
+        for row, digest in enumerate(self.measured["sha256"].tolist()):
+            if digest and not self.measured["reason"][row]:
+                rows_of.setdefault(digest, []).append(row)
+        return [sorted(rows, key=self._by_path) for rows in rows_of.values() if len(rows) > 1]
+
+    def _by_path(self, row: int) -> str:
+        return self.paths[row]
+
+    def _exact(self) -> list[tuple]:
+        found = []
+        for rows in self._same_bytes():
+            if len({int(self.labels[row]) for row in rows}) > 1:
+                for row in rows:
+                    others = "|".join([self.paths[each] for each in rows if each != row][:_RELATED])
+                    found.append(
+                        self._row(row, "duplicate_other_label", 1.0, "leave out all of them, or "
+                                  "keep the one whose label is right", others)
+                    )  # fmt: skip
+            else:
+                kept = self.paths[rows[0]]
+                found += [
+                    self._row(row, "exact_duplicate", 1.0, f"leave out: same bytes as {kept}", kept)
+                    for row in rows[1:]
+                ]
+        return found
+
+    def _near(self) -> list[tuple]:
+        """Judge each pair; a picture is named once, with the partner that it agrees with best."""
+        best: dict[tuple[int, str], tuple[float, int]] = {}
+        for a, b, agreement in zip(
+            self.pairs.first.tolist(),
+            self.pairs.second.tolist(),
+            self.pairs.agreement.tolist(),
+            strict=True,
+        ):
+            if self.labels[a] != self.labels[b]:
+                for row, other in ((a, b), (b, a)):
+                    _keep_best(best, row, "near_duplicate_other_label", agreement, other)
+            else:
+                kept, dropped = sorted((a, b), key=self._worth)
+                _keep_best(best, dropped, "near_duplicate", agreement, kept)
+        found = []
+        for (row, issue), (agreement, other) in best.items():
+            related = self.paths[other]
+            advice = f"leave out: same photograph as {related}"
+            if issue == "near_duplicate_other_label":
+                advice = f"same photograph as {related}, other label: keep the right one"
+            found.append(self._row(row, issue, min(agreement, 1.0), advice, related))
+        return found
+
+    def _worth(self, row: int) -> tuple[int, str]:
+        """Order the pictures of a pair: the one with the most pixels first, then by name."""
+        pixels = int(self.measured["width"][row]) * int(self.measured["height"][row])
+        return -pixels, self.paths[row]
+
+    def _labels(self) -> list[tuple]:
+        found = []
+        for row in np.flatnonzero(self.suspicion > 0).tolist():
+            other = CLASSES[1 - self.labels[row]]
+            advice = f"looks {other}: relabel, or leave out"
+            score = float(self.suspicion[row])
+            found.append(self._row(row, "label", score, advice, "", other))
+        return found
+
+    def _strangers(self) -> list[tuple]:
+        return [
+            self._row(row, "not_a_face", float(self.strangeness[row]), "leave out if no face shows")
+            for row in np.flatnonzero(self.strangeness > 0).tolist()
+        ]
+
+    def _quality(self) -> list[tuple]:
+        return [
+            self._row(row, issue, float(self.measured[issue][row]), _QUALITY_ADVICE)
+            for issue in QUALITY_ISSUES
+            for row in np.flatnonzero(self.measured[issue] > 0).tolist()
+        ]
+
+
+def _keep_best(
+    best: dict[tuple[int, str], tuple[float, int]],
+    row: int,
+    issue: str,
+    agreement: float,
+    other: int,
+) -> None:
+    if (row, issue) not in best or best[row, issue][0] < agreement:
+        best[row, issue] = (agreement, other)
+
+
+def _root(parent: list[int], row: int) -> int:
+    while parent[row] != row:
+        parent[row] = row = parent[parent[row]]
+    return row
+
+
+def _join(parent: list[int], a: int, b: int) -> None:
+    """Unite two groups under the smaller of their first rows."""
+    a, b = sorted((_root(parent, a), _root(parent, b)))
+    parent[b] = a
+
+
+def clean(table: pd.DataFrame, findings: pd.DataFrame, score: float) -> pd.DataFrame:
+    """Return the rows of an index without the pictures of findings of at least ``score``."""
+    out = set(findings.loc[findings["score"] >= score, "path"])
+    return table[~table["path"].isin(out)].reset_index(drop=True)

@@ -1,0 +1,27 @@
+"""Label suspects by confident learning (Northcutt, Jiang and Chuang, arXiv:1911.00068)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from cleanlab.filter import find_label_issues
+
+
+def suspects(
+    labels: npt.NDArray[np.int64], answers: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return the score (n,) of each label: 0 for no suspect, else the probability of another.
+
+    ``labels`` (n,) are 0 or 1; ``answers`` (n, 2) are out-of-fold probabilities, NaN for pictures
+    that were not judged. Suspects are what cleanlab finds with its settings as they are.
+    """
+    scores = np.zeros(len(labels), dtype=np.float32)
+    known = np.flatnonzero(np.isfinite(answers).all(axis=1))
+    if len(np.unique(labels[known])) < 2:
+        return scores
+    own, given = answers[known].astype(np.float64), labels[known]
+    found = find_label_issues(given, own, n_jobs=1)
+    other = own[np.arange(len(known)), 1 - given]
+    # What looks more like its own label than like the other is left to look at, never to drop.
+    scores[known[found]] = other[found]
+    return scores

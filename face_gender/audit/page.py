@@ -1,0 +1,254 @@
+"""The page on which a person goes through the findings: one HTML file that needs nothing else.
+
+No server, no network, no other file: pictures and findings lie in the page, and page.html, the
+template, holds the program that shows sixty of them at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from face_gender import CLASSES
+from face_gender.files import write_atomically
+
+# Title and explanation of every issue, in the order of their tabs: wrong labels cost most.
+HEADINGS = {
+    "duplicate_other_label": (
+        "Same file, both labels",
+        "Byte-identical files that lie under both labels: one label is wrong. "
+        "Keep the picture once, under the right label.",
+    ),
+    "near_duplicate_other_label": (
+        "Same photo, both labels",
+        "One photograph, re-encoded, resized or cropped, under both labels: one label is wrong. "
+        "Keep it once, under the right label.",
+    ),
+    "label": (
+        "Doubtful label",
+        "Models that never saw the picture's label disagree with it, and may be wrong. "
+        "Look, then move the picture or leave it.",
+    ),
+    "exact_duplicate": (
+        "Same file",
+        "Byte-identical files under one label. They weigh double and can fall on both sides of a "
+        "split: keep one.",
+    ),
+    "near_duplicate": (
+        "Same photo",
+        "One photograph, re-encoded, resized or cropped, under one label. "
+        "Keep the best copy, or keep all of them in one split.",
+    ),
+    "not_a_face": (
+        "No face",
+        "Pictures unlike the faces in the rest of the data. Remove those that show no face.",
+    ),
+    "unreadable": (
+        "Unreadable",
+        "Files that cannot be decoded: cut off, empty or no pictures. Replace or remove them.",
+    ),
+    "blank": ("Blank", "Pictures of nearly one colour. Remove them."),
+    "dark": ("Dark", "So dark that little is seen. Remove what you cannot recognise yourself."),
+    "bright": (
+        "Bright",
+        "So bright that little is seen. Remove what you cannot recognise yourself.",
+    ),
+    "blurred": ("Blurred", "Without fine detail. Remove what you cannot recognise yourself."),
+    "tiny": ("Tiny", "Of few pixels. Find larger versions, or remove them."),
+    "odd_aspect": (
+        "Odd shape",
+        "Much wider or higher than the rest, so that resizing distorts them. Crop to the face.",
+    ),
+}
+
+# More related pictures than these are counted on the card, not shown: a thousand copies of one
+# placeholder would otherwise be a million entries.
+MAX_RELATED = 24
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
+_OPTIONAL = ("looks_like", "related_labels")
+# "<" would end the script that holds the data; lone surrogates are in no encoding; the others are
+# unsafe or invisible in some parser. All of them stand inside strings, where \uXXXX is the same.
+_UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+# How many pieces a related path may fall into because its name holds the separator itself.
+_MOST_PIECES = 4
+
+
+class _Finding(NamedTuple):
+    path: str
+    label: str
+    issue: str
+    score: float
+    related: list[str]
+    related_labels: list[str]
+    suggestion: str
+    looks_like: str
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    findings: pd.DataFrame,
+    thumbnails: Mapping[str, bytes],
+    title: str,
+    summary: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write the findings as one self-contained HTML file, UTF-8, whole or not at all.
+
+    ``findings``, worst first: ``path``, ``label`` ("male", "female" or ""), ``issue`` (a key of
+    HEADINGS), ``score`` (0..1, 1 is worst), ``related`` (paths joined by "|"), ``suggestion``; may
+    have ``looks_like`` (a label) and ``related_labels`` (as many, joined by "|"). Without the last,
+    a related picture has the label of its own finding, or the one that the issue implies.
+    ``thumbnails``: JPEG bytes by path; a picture without one gets a grey field. ``summary``: names
+    and values for the head of the page. Equal arguments give equal bytes.
+
+    Raises ValueError for a missing column, an unknown issue or a score outside 0..1, and InputError
+    where ``path`` cannot be written.
+    """
+    rows = _read(findings, thumbnails)
+    store = _Store(thumbnails)
+    data = {
+        "issues": _tabs(rows, store),
+        "paths": list(store.paths),
+        "pictures": list(store.paths.values()),
+        "summary": [[str(name), str(value)] for name, value in summary],
+    }
+    pieces = {
+        "title": (html.escape(title).encode("utf-8", "backslashreplace"),),
+        "data": (_as_json(data),),
+        "thumbnails": store.blocks(),
+    }
+    # The odd parts are the names of placeholders; nothing that is filled in is looked at again.
+    parts = re.split(r"\{\{(\w+)\}\}", _TEMPLATE.read_text(encoding="utf-8"))
+
+    def chunks() -> Iterator[bytes]:
+        for i, part in enumerate(parts):
+            yield from pieces[part] if i % 2 else (part.encode(),)
+
+    write_atomically(path, lambda file: file.writelines(chunks()))
+
+
+class _Store:
+    """Numbers paths, and the distinct thumbnails among those that are in use."""
+
+    def __init__(self, thumbnails: Mapping[str, bytes]) -> None:
+        self.thumbnails = thumbnails
+        # The thumbnail's number by path, -1 where there is none.
+        self.paths: dict[str, int] = {}
+        self._order: dict[str, int] = {}
+        self._contents: dict[bytes, int] = {}
+
+    def number(self, path: str) -> int:
+        """Return the place of a path in ``paths``; the same path, the same place."""
+        if path not in self._order:
+            self._order[path] = len(self._order)
+            content = self.thumbnails.get(path)
+            # Byte-identical pictures have byte-identical thumbnails, which are stored once.
+            self.paths[path] = (
+                self._contents.setdefault(content, len(self._contents)) if content else -1
+            )
+        return self._order[path]
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield an element for each thumbnail, so that the page decodes only what it shows."""
+        for content, number in self._contents.items():
+            encoded = base64.b64encode(content)
+            yield b'<script type="text/plain" id="t%d">%b</script>\n' % (number, encoded)
+
+
+def _read(findings: pd.DataFrame, thumbnails: Mapping[str, bytes]) -> list[_Finding]:
+    """Return the rows of the table, checked. Raises ValueError as `write_page` does."""
+    missing = [name for name in _COLUMNS if name not in findings.columns]
+    if missing:
+        raise ValueError(f"findings lack {', '.join(missing)}: give all of {', '.join(_COLUMNS)}.")
+    columns = {
+        name: _texts(findings[name]) if name in findings.columns else [""] * len(findings)
+        for name in (*_COLUMNS, *_OPTIONAL)
+        if name != "score"
+    }
+    scores = [float(score) for score in findings["score"]]
+    labels = dict(zip(columns["path"], columns["label"], strict=True))
+    known = labels.keys() | thumbnails.keys()
+    rows = []
+    for i, path in enumerate(columns["path"]):
+        issue, label, score = columns["issue"][i], columns["label"][i], scores[i]
+        if issue not in HEADINGS:
+            raise ValueError(f"{path!r} has the unknown issue {issue!r}.")
+        if not 0 <= score <= 1:
+            raise ValueError(f"{path!r} has the score {score}, which is not within 0..1.")
+        related = _split(columns["related"][i], known)
+        if columns["related_labels"][i]:
+            own = columns["related_labels"][i].split("|")
+        else:
+            own = [labels.get(other) or _implied_label(issue, label) for other in related]
+        if len(own) != len(related):
+            raise ValueError(f"{path!r} has {len(related)} related pictures, {len(own)} labels.")
+        rows.append(
+            _Finding(path, label, issue, score, related, own,
+                     columns["suggestion"][i], columns["looks_like"][i])
+        )  # fmt: skip
+    return rows
+
+
+def _texts(column: Iterable[object]) -> list[str]:
+    # A table that was read from a file has NaN where a text is empty.
+    return ["" if value is None or value != value else str(value) for value in column]
+
+
+def _split(related: str, known: Collection[str]) -> list[str]:
+    """Return the paths joined by "|", also where a known path holds that sign itself."""
+    pieces = related.split("|") if related else []
+    paths, start = [], 0
+    while start < len(pieces):
+        ends = range(start + 1, min(start + _MOST_PIECES, len(pieces)) + 1)
+        end = next((e for e in ends if "|".join(pieces[start:e]) in known), start + 1)
+        paths.append("|".join(pieces[start:end]))
+        start = end
+    return paths
+
+
+def _implied_label(issue: str, label: str) -> str:
+    """Return the label that a related picture has by the meaning of the issue, or ""."""
+    if label not in CLASSES or "duplicate" not in issue:
+        return ""
+    return next(name for name in CLASSES if (name == label) != issue.endswith("_other_label"))
+
+
+def _tabs(rows: Sequence[_Finding], store: _Store) -> list[dict[str, Any]]:
+    """Return the issues that have findings, in the order of HEADINGS, as page.html reads them."""
+    packed: dict[str, list[list[Any]]] = {issue: [] for issue in HEADINGS}
+    for row in rows:
+        packed[row.issue].append(_packed(row, store))
+    return [
+        {"name": issue, "title": heading, "help": explanation, "findings": packed[issue]}
+        for issue, (heading, explanation) in HEADINGS.items()
+        if packed[issue]
+    ]
+
+
+def _packed(row: _Finding, store: _Store) -> list[Any]:
+    """Return a finding as page.html reads it; paths are numbers."""
+    shown = list(zip(row.related, row.related_labels, strict=True))[:MAX_RELATED]
+    return [
+        store.number(row.path),
+        row.label,
+        # Compared with the slider as it is shown: three digits.
+        round(row.score, 3),
+        [[store.number(other), label] for other, label in shown],
+        len(row.related) - len(shown),
+        row.suggestion,
+        row.looks_like,
+    ]
+
+
+def _as_json(data: object) -> bytes:
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()

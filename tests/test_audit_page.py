@@ -1,0 +1,624 @@
+"""The page of findings: what is in the file, and what a browser without a network shows of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+from conftest import draw_face
+
+from face_gender.audit.page import HEADINGS, MAX_RELATED, write_page
+from face_gender.files import InputError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PAGE = 60
+NAMES = ("path", "label", "issue", "score", "related", "suggestion", "looks_like")
+NASTY = (
+    'male/"><img src=x onerror=alert(1)>.jpg',
+    "male/</script><script>document.title='x'</script>.jpg",
+    "male/<!--<script>.jpg",
+    "male/{{thumbnails}}&amp;&lt;.jpg",
+    "male/\udcff\udc80.jpg",
+    "male/two\nlines\u2028\r.jpg",
+    "male/\u202egpj.exe",
+    "male/лицо 'Ольги' \\ 🙂.jpg",
+)
+# The picture that a card is about, not those that it is like.
+OWN_PATHS = "#cards > .card > .pictures > .picture:first-child .path"
+
+
+def jpeg(label: str, seed: int) -> bytes:
+    out = io.BytesIO()
+    draw_face(label, seed).save(out, "JPEG")
+    return out.getvalue()
+
+
+def table(*rows: tuple[Any, ...]) -> pd.DataFrame:
+    """Findings; what a row leaves out at its end is empty."""
+    whole = [(*row, *[""] * (len(NAMES) - len(row))) for row in rows]
+    return pd.DataFrame(whole, columns=list(NAMES))
+
+
+def many() -> pd.DataFrame:
+    """6,240 findings of four issues; their scores fall, repeat, and are not in order of path."""
+    rows = []
+    for i in range(3_000):
+        label, other = ("male", "female") if i % 3 else ("female", "male")
+        path = f"{label}/{(i * 7) % 3_000:04d}.jpg"
+        rows.append((path, label, "label", 1 - i // 2 / 2_000, "", "look at it", other))
+    for i in range(3_000):
+        related = f"female/copies/{i}.jpg"
+        rows.append((f"female/{i:04d}.png", "female", "near_duplicate", 0.97, related, "leave out"))
+    rows += [(f"male/dark_{i}.jpg", "male", "dark", 0.5, "", "look at it") for i in range(180)]
+    rows += [(f"male/{i}.broken", "male", "unreadable", 1.0) for i in range(60)]
+    return table(*rows)
+
+
+def thumbnails_of(findings: pd.DataFrame) -> dict[str, bytes]:
+    """A drawn face for every path but the unreadable ones; of forty different."""
+    faces = [jpeg(label, seed) for label in ("male", "female") for seed in range(20)]
+    readable = findings[findings["issue"] != "unreadable"]
+    paths = {*readable["path"], *"|".join(readable["related"]).split("|")} - {""}
+    return {path: faces[i % len(faces)] for i, path in enumerate(sorted(paths))}
+
+
+def shown_scores(findings: pd.DataFrame) -> pd.Series:
+    """The scores as the page shows them; Series.round differs in the last digit here and there."""
+    return findings["score"].map(lambda score: round(score, 3))
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """The findings as they stand in the page."""
+    text = page.read_bytes().decode("utf-8")
+    (block,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    return json.loads(block)
+
+
+def stored(page: Path) -> list[bytes]:
+    blocks = re.findall(rb'<script type="text/plain" id="t\d+">(.*?)</script>', page.read_bytes())
+    return [base64.b64decode(block, validate=True) for block in blocks]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    return tmp_path / "page.html"
+
+
+# ---- The file
+
+
+def test_every_issue_of_the_audit_has_a_heading() -> None:
+    from face_gender.audit.findings import ISSUES
+
+    assert set(HEADINGS) == set(ISSUES)
+
+
+def test_all_findings_are_in_the_page(page: Path) -> None:
+    findings = many()
+    write_page(page, findings, thumbnails_of(findings), "Audit", [("pictures", "23,704")])
+    data = data_of(page)
+    got = {
+        (data["paths"][path], label, issue["name"], score, suggestion, looks_like)
+        for issue in data["issues"]
+        for path, label, score, _, _, suggestion, looks_like in issue["findings"]
+    }
+    columns = ["path", "label", "issue", "score", "suggestion", "looks_like"]
+    findings["score"] = shown_scores(findings)
+    assert got == set(findings[columns].itertuples(index=False, name=None))
+    assert data["summary"] == [["pictures", "23,704"]]
+    assert "<title>Audit</title>" in page.read_text(encoding="utf-8")
+
+
+def test_each_thumbnail_is_stored_once(page: Path) -> None:
+    faces = [jpeg("male", 0), jpeg("female", 1), jpeg("male", 2)]
+    findings = table(
+        ("a", "male", "dark", 0.9),
+        ("a", "male", "blurred", 0.8),
+        ("b", "male", "exact_duplicate", 1.0, "a"),
+        ("c", "female", "near_duplicate_other_label", 1.0, "a|b"),
+        ("d", "male", "unreadable", 1.0),
+    )
+    thumbnails = {"a": faces[0], "b": faces[0], "c": faces[1], "not in the findings": faces[2]}
+    write_page(page, findings, thumbnails, "Audit")
+    blocks = stored(page)
+    assert sorted(blocks) == sorted(faces[:2])
+    data = data_of(page)
+    pictures = dict(zip(data["paths"], data["pictures"], strict=True))
+    assert {path: blocks[i] for path, i in pictures.items() if i >= 0} == {
+        path: thumbnails[path] for path in "abc"
+    }
+    assert pictures["d"] == -1
+
+
+def test_names_cannot_break_the_page(page: Path) -> None:
+    tidy, nasty = page.with_name("tidy.html"), page
+    write_page(tidy, table(("a", "male", "dark", 0.5, "b", "c")), {}, "Audit", [("d", "e")])
+    findings = table(*((name, "male", "dark", 0.5, name, name) for name in NASTY))
+    for each in NASTY:
+        write_page(nasty, findings, {}, each, [(each, each)])
+        text = nasty.read_bytes().decode("utf-8")
+        for tag in ("<script", "</script", "<!--", "<img", "<title"):
+            assert text.count(tag) == tidy.read_text(encoding="utf-8").count(tag), tag
+    data = data_of(nasty)
+    # json reads a pair of surrogates as one sign, as a browser does.
+    assert data["paths"] == list(NASTY)
+    assert [row[5] for row in data["issues"][0]["findings"]] == list(NASTY)
+
+
+def test_a_title_is_escaped(page: Path) -> None:
+    write_page(page, table(), {}, "</title><b>\udcff&")
+    title = "&lt;/title&gt;&lt;b&gt;\\udcff&amp;"
+    assert f"<title>{title}</title>" in page.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_other_file(page: Path) -> None:
+    findings = many()
+    write_page(page, findings, thumbnails_of(findings), "Audit")
+    text = page.read_text(encoding="utf-8").replace("http-equiv", "")
+    program = re.sub(r'<script type="text/plain".*?</script>', "", text)
+    assert "http" not in program
+    assert "//" not in re.sub(r"^\s*//.*$", "", program, flags=re.M)
+    assert not re.search(r"@import|url\(|innerHTML|<link(?! rel=\"icon\" href=\"data:,\")", program)
+    assert "default-src 'none'; img-src data:;" in program
+
+
+def test_equal_findings_give_equal_bytes(page: Path) -> None:
+    findings = many()
+    thumbnails = thumbnails_of(findings)
+    write_page(page, findings, thumbnails, "Audit")
+    first = page.read_bytes()
+    # In which order the thumbnails were made must not show.
+    write_page(page, findings, dict(reversed(thumbnails.items())), "Audit")
+    assert page.read_bytes() == first
+
+
+def test_a_page_is_replaced_whole_or_not_at_all(page: Path) -> None:
+    page.write_text("the former page")
+    with pytest.raises(TypeError):
+        write_page(page, table(("a", "male", "dark", 0.5)), {"a": "not bytes"}, "Audit")  # type: ignore[dict-item]
+    assert page.read_text() == "the former page"
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+
+
+def test_a_page_that_cannot_be_written_is_named(page: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        write_page(page / "page.html", table(), {}, "Audit")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (("a", "male", "ugly", 0.5), "unknown issue 'ugly'"),
+        (("a", "male", "dark", 1.5), "score 1.5"),
+        (("a", "male", "dark", float("nan")), "score nan"),
+    ],
+)
+def test_findings_that_make_no_sense_are_refused(
+    page: Path, row: tuple[Any, ...], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_page(page, table(row), {}, "Audit")
+    assert not page.exists()
+
+
+def test_columns_that_are_missing_are_named(page: Path) -> None:
+    with pytest.raises(ValueError, match="lack score, related"):
+        write_page(page, table().drop(columns=["score", "related", "looks_like"]), {}, "Audit")
+
+
+def test_columns_may_have_missing_values(page: Path) -> None:
+    findings = table(("a", "male", "dark", 0.5)).replace("", float("nan"))
+    write_page(page, findings.drop(columns="looks_like"), {}, "Audit")
+    assert data_of(page)["issues"][0]["findings"] == [[0, "male", 0.5, [], 0, "", ""]]
+
+
+@pytest.mark.parametrize(
+    ("issue", "label", "known", "given", "expected"),
+    [
+        ("exact_duplicate", "male", "", "", "male"),
+        ("near_duplicate_other_label", "male", "", "", "female"),
+        ("duplicate_other_label", "female", "", "", "male"),
+        ("near_duplicate_other_label", "", "", "", ""),
+        ("dark", "male", "", "", ""),
+        ("duplicate_other_label", "male", "male", "", "male"),
+        ("exact_duplicate", "male", "male", "female", "female"),
+    ],
+)
+def test_labels_of_related_pictures(
+    page: Path, issue: str, label: str, known: str, given: str, expected: str
+) -> None:
+    findings = table(("a", label, issue, 0.9, "b"), ("b", known, "tiny", 0.5))
+    findings["related_labels"] = [given, ""]
+    write_page(page, findings, {}, "Audit")
+    assert data_of(page)["issues"][0]["findings"][0][3] == [[1, expected]]
+
+
+def test_related_labels_must_be_as_many(page: Path) -> None:
+    findings = table(("a", "male", "tiny", 0.9, "b"))
+    findings["related_labels"] = "male|female"
+    with pytest.raises(ValueError, match="1 related pictures, 2 labels"):
+        write_page(page, findings, {}, "Audit")
+
+
+def test_a_related_path_may_hold_the_separator(page: Path) -> None:
+    findings = table(("a", "male", "near_duplicate", 0.9, "x|b|c|y|d"))
+    write_page(page, findings, {"b|c": jpeg("male", 0), "d": jpeg("male", 1)}, "Audit")
+    assert data_of(page)["paths"] == ["a", "x", "b|c", "y", "d"]
+
+
+def test_a_thousand_copies_are_counted(page: Path) -> None:
+    related = "|".join(f"copy {i}" for i in range(1_000))
+    write_page(page, table(("a", "male", "exact_duplicate", 1.0, related)), {}, "Audit")
+    (row,) = data_of(page)["issues"][0]["findings"]
+    assert (len(row[3]), row[4]) == (MAX_RELATED, 1_000 - MAX_RELATED)
+
+
+# ---- In a browser
+
+# Notes the largest number of cards that the document ever held, before any script of the page.
+COUNT_CARDS = """
+window.mostCards = 0;
+new MutationObserver(() => {
+  window.mostCards = Math.max(window.mostCards, document.querySelectorAll(".card").length);
+}).observe(document, {childList: true, subtree: true});
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium that is installed already; $CHROMIUM names another one."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.skip("no Chromium on the PATH; CHROMIUM may name one")
+    # A machine that is busy otherwise may be slow; what is right is seen at once all the same.
+    sync_api.expect.set_options(timeout=30_000)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open a page from disk, offline; at the end, it must have asked for nothing else."""
+    complaints: list[str] = []
+    requests: set[str] = set()
+    contexts = []
+    addresses = set()
+
+    def open_page(path: Path, address: str = "", script: str = "", width: int = 1280) -> Page:
+        context = browser.new_context(offline=True, viewport={"width": width, "height": 800})
+        contexts.append(context)
+        context.add_init_script(COUNT_CARDS + script)
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("dialog", lambda dialog: complaints.append(dialog.message))
+        tab.on("request", lambda request: requests.add(request.url.partition("#")[0]))
+        addresses.add(path.as_uri())
+        tab.goto(path.as_uri() + address)
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {url for url in requests if not url.startswith("data:")} == addresses
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    """The page of `many`, and its findings."""
+    path = tmp_path_factory.mktemp("audit") / "page.html"
+    findings = many()
+    write_page(path, findings, thumbnails_of(findings), "Audit", [("pictures", "23,704")])
+    return path, findings
+
+
+def check(tab: Page, expected: pd.DataFrame, page: int = 1) -> None:
+    """Check that just these findings, in their order, are what the page goes through."""
+    from playwright.sync_api import expect
+
+    paths = expected["path"].tolist()
+    pages = max(1, -(-len(paths) // PAGE))
+    expect(tab.locator("#place")).to_have_text(f"page {page} of {pages}")
+    copies = "Copy 1 path" if len(paths) == 1 else f"Copy {len(paths):,} paths"
+    expect(tab.locator("#copy")).to_have_text(copies)
+    expect(tab.locator(OWN_PATHS)).to_have_text(paths[(page - 1) * PAGE : page * PAGE])
+    assert tab.evaluate("mostCards") <= PAGE
+
+
+def choose_tab(tab: Page, issue: str) -> None:
+    tab.get_by_role("button", name=re.compile(rf"^{HEADINGS[issue][0]}\s*\d")).click()
+
+
+def of_issue(findings: pd.DataFrame, issue: str) -> pd.DataFrame:
+    return findings[findings["issue"] == issue]
+
+
+def test_tabs(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    tab = show(path)
+    assert tab.title() == "Audit"
+    expect(tab.locator("#summary")).to_have_text("pictures23,704")
+    assert tab.locator("#tabs button").all_text_contents() == [
+        "Doubtful label3,000", "Same photo3,000", "Unreadable60", "Dark180",
+    ]  # fmt: skip
+    check(tab, of_issue(findings, "label"))
+    for issue in ("near_duplicate", "unreadable", "dark", "label"):
+        choose_tab(tab, issue)
+        check(tab, of_issue(findings, issue))
+        expect(tab.locator("#help")).to_have_text(HEADINGS[issue][1])
+        expect(tab.locator("[aria-current]")).to_contain_text(HEADINGS[issue][0])
+
+
+def test_cards_say_what_was_found(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
+    from playwright.sync_api import expect
+
+    tab = show(big[0])
+    card = tab.locator(".card").first
+    expect(card.locator(".label.female")).to_have_text("labelled female")
+    expect(card.locator(".label.male")).to_have_text("looks like male")
+    expect(card.locator(".foot")).to_have_text("look at itscore 1.000")
+    choose_tab(tab, "near_duplicate")
+    expect(card.locator(".path")).to_have_text(["female/0000.png", "female/copies/0.jpg"])
+    expect(card.locator(".label")).to_have_text(["labelled female"] * 2)
+    left, right = (card.locator("img").nth(i).bounding_box() for i in range(2))
+    assert left and right and left["y"] == right["y"] and left["x"] < right["x"]
+
+
+def test_pictures_are_shown(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
+    tab = show(big[0])
+    decoded = "Promise.all([...document.images].map((image) => image.decode()))"
+    widths = f"{decoded}.then(() => [...document.images].map((image) => image.naturalWidth))"
+    assert tab.evaluate(widths) == [36] * PAGE
+    choose_tab(tab, "unreadable")
+    tab.locator(".absent").nth(59).wait_for()
+    assert tab.locator(".card img").count() == 0
+
+
+def test_filter(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    suspects, copies = of_issue(findings, "label"), of_issue(findings, "near_duplicate")
+    tab = show(path)
+    tab.locator("#filter").fill("LE/01")
+    check(tab, suspects[suspects["path"].str.contains("le/01")])
+    expect(tab.locator("#tabs")).to_contain_text("Unreadable0 of 60")
+    choose_tab(tab, "near_duplicate")
+    tab.locator("#filter").fill("copies/12")
+    check(tab, copies[copies["related"].str.contains("copies/12")])
+    tab.locator("#filter").fill("not there")
+    check(tab, copies[:0])
+    expect(tab.locator("#empty")).to_contain_text("Nothing found")
+    tab.locator("#filter").fill("")
+    check(tab, copies)
+    expect(tab.locator("#empty")).to_be_hidden()
+
+
+def test_label_filter_slider_and_sort(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    expected = of_issue(findings, "label")
+    tab = show(path)
+    tab.locator("#label").select_option("female")
+    expected = expected[expected["label"] == "female"]
+    check(tab, expected)
+    tab.locator("#least").fill("0.75")
+    expected = expected[shown_scores(expected) >= 0.75]
+    assert 0 < len(expected) < 1_000
+    check(tab, expected)
+    expect(tab.locator("#least-shown")).to_have_text("0.75")
+    tab.locator("#sort").select_option("path")
+    check(tab, expected.sort_values("path"))
+    tab.locator("#label").select_option("all")
+    tab.locator("#least").fill("0")
+    check(tab, of_issue(findings, "label").sort_values("path", kind="stable"))
+    tab.locator("#sort").select_option("score")
+    check(tab, of_issue(findings, "label"))
+
+
+def test_turning_pages(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    expected = of_issue(findings, "label")
+    tab = show(path)
+    expect(tab.locator("#first")).to_be_disabled()
+    expect(tab.locator("#previous")).to_be_disabled()
+    tab.locator("#next").click()
+    check(tab, expected, 2)
+    tab.locator("#last").click()
+    check(tab, expected, 50)
+    expect(tab.locator("#next")).to_be_disabled()
+    expect(tab.locator("#last")).to_be_disabled()
+    tab.locator("#previous").click()
+    check(tab, expected, 49)
+    tab.locator("#first").click()
+    check(tab, expected, 1)
+    tab.locator("#next").click()
+    choose_tab(tab, "dark")
+    check(tab, of_issue(findings, "dark"), 1)
+
+
+def test_keyboard(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    expected = of_issue(findings, "label")
+    tab = show(path)
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    check(tab, expected, 3)
+    tab.keyboard.press("ArrowLeft")
+    check(tab, expected, 2)
+    # In a field, arrows move the cursor.
+    tab.locator("#filter").press("ArrowRight")
+    tab.locator("#least").focus()
+    check(tab, expected, 2)
+    tab.keyboard.press("ArrowRight")
+    expect(tab.locator("#least-shown")).to_have_text("0.01")
+    tab.locator("#tabs button").first.focus()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    check(tab, of_issue(findings, "near_duplicate"), 1)
+    tab.keyboard.press("ArrowRight")
+    check(tab, of_issue(findings, "near_duplicate"), 2)
+
+
+def test_reloading_keeps_the_place(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    expected = of_issue(findings, "label")
+    expected = expected[
+        expected["path"].str.contains("male/1")
+        & (expected["label"] == "male")
+        & (shown_scores(expected) >= 0.3)
+    ].sort_values("path")
+    tab = show(path, "#issue=dark")
+    check(tab, of_issue(findings, "dark"))
+    choose_tab(tab, "label")
+    tab.locator("#filter").fill("male/1")
+    tab.locator("#label").select_option("male")
+    tab.locator("#least").fill("0.3")
+    tab.locator("#sort").select_option("path")
+    tab.keyboard.press("Escape")
+    tab.locator("#next").click()
+    check(tab, expected, 2)
+    expect(tab).to_have_url(re.compile("page=2$"))
+    tab.reload()
+    check(tab, expected, 2)
+    expect(tab.locator("#filter")).to_have_value("male/1")
+    expect(tab.locator("#label")).to_have_value("male")
+    expect(tab.locator("#least-shown")).to_have_text("0.30")
+    tab.evaluate("location.hash = '#issue=dark&page=3'")
+    check(tab, of_issue(findings, "dark"), 3)
+
+
+def test_an_address_that_makes_no_sense_shows_the_start(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
+    path, findings = big
+    tab = show(path, "#issue=no&label=<b>&least=x&sort=__proto__&page=-7&%ff")
+    check(tab, of_issue(findings, "label"))
+    tab.evaluate("location.hash = '#issue=dark&page=1e99&least=-3'")
+    check(tab, of_issue(findings, "dark"), 3)
+
+
+def test_paths_are_copied(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    clipboard = "{writeText: async (text) => { window.copied = text; }}"
+    script = f"Object.defineProperty(navigator, 'clipboard', {{value: {clipboard}}});"
+    tab = show(path, "#issue=label&label=female", script)
+    tab.locator("#copy").click()
+    expect(tab.locator("#told")).to_have_text("1,000 copied")
+    expected = of_issue(findings, "label")
+    expected = expected[expected["label"] == "female"]
+    assert tab.evaluate("copied") == "".join(f"{name}\n" for name in expected["path"])
+
+
+def test_paths_are_offered_where_copying_is_refused(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
+    from playwright.sync_api import expect
+
+    path, findings = big
+    tab = show(path, "#issue=dark", "Object.defineProperty(navigator, 'clipboard', {});")
+    tab.locator("#copy").click()
+    expect(tab.locator("#manual")).to_be_visible()
+    text = "".join(f"{name}\n" for name in of_issue(findings, "dark")["path"])
+    expect(tab.locator("#manual-text")).to_have_value(text)
+    assert tab.evaluate("getSelection().toString()") == text
+    tab.keyboard.press("Escape")
+    expect(tab.locator("#manual")).to_be_hidden()
+
+
+def test_nasty_names_are_shown_as_text(show: Callable[..., Page], page: Path) -> None:
+    from playwright.sync_api import expect
+
+    findings = table(*((name, name, "dark", 0.5, name, name, name) for name in NASTY))
+    write_page(page, findings, {}, NASTY[1], [(NASTY[0], NASTY[1])])
+    clipboard = "{writeText: async (text) => { window.copied = text; }}"
+    script = f"Object.defineProperty(navigator, 'clipboard', {{value: {clipboard}}});"
+    tab = show(page, script=script)
+    assert tab.title() == NASTY[1]
+    shown = [
+        *NASTY[:4], r"male/\xff\x80.jpg", r"male/two\nlines\u2028\r.jpg", r"male/\u202egpj.exe",
+        NASTY[7],
+    ]  # fmt: skip
+    assert tab.locator(OWN_PATHS).all_text_contents() == shown
+    assert tab.locator(".suggestion").all_text_contents() == shown
+    assert tab.locator("img").count() == 0
+    tab.locator("#copy").click()
+    expect(tab.locator("#told")).to_have_text("8 copied")
+    copied = tab.evaluate("copied").split("\n")
+    # What a clipboard can hold is copied as it is.
+    held = r"male/two\nlines" + "\u2028" + r"\r.jpg"
+    assert copied == [*shown[:5], held, NASTY[6], NASTY[7], ""]
+    tab.locator("#filter").fill("ЛИЦО")
+    expect(tab.locator(OWN_PATHS)).to_have_text([NASTY[7]])
+    tab.locator("#filter").fill(r"\xff")
+    expect(tab.locator(OWN_PATHS)).to_have_text([shown[4]])
+
+
+def test_many_copies_unfold(show: Callable[..., Page], page: Path) -> None:
+    from playwright.sync_api import expect
+
+    related = "|".join(f"copy {i}" for i in range(30))
+    write_page(page, table(("a", "male", "exact_duplicate", 1.0, related)), {}, "Audit")
+    tab = show(page)
+    expect(tab.locator(".path:visible")).to_have_text(["a", "copy 0", "copy 1", "copy 2"])
+    tab.get_by_text("27 more").click()
+    expect(tab.locator(".path:visible")).to_have_count(1 + MAX_RELATED)
+    expect(tab.locator(".more")).to_have_text("and 6 that are not on this page")
+
+
+def test_nothing_found(show: Callable[..., Page], page: Path) -> None:
+    from playwright.sync_api import expect
+
+    write_page(page, table(), {}, "Audit")
+    tab = show(page)
+    expect(tab.locator("#empty")).to_have_text("Nothing found.")
+    expect(tab.locator("#tools")).to_be_hidden()
+    expect(tab.locator("#pager")).to_be_hidden()
+
+
+@pytest.mark.parametrize("issue", ["label", "near_duplicate"])
+def test_a_phone_shows_it_without_scrolling_sideways(
+    show: Callable[..., Page], page: Path, issue: str
+) -> None:
+    rows = [("x" * 200, "male", issue, 0.9, "y" * 200, "z" * 200, "female")]
+    others = [("a", "male", name, 0.5) for name in HEADINGS if name != issue]
+    write_page(page, table(*rows, *others), {}, "t" * 200, [("s" * 200, "u" * 200)])
+    tab = show(page, f"#issue={issue}", width=390)
+    tab.locator(".card").wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    box = tab.locator("[aria-current]").bounding_box()
+    assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390
