@@ -142,6 +142,30 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
     return _gallery(pictures, titles, columns, title)
 
 
+def worst_findings(findings: pd.DataFrame, source: Source, columns: int = 8) -> Figure:
+    """Show the worst pictures of each issue of an audit, a row an issue.
+
+    ``findings`` has the columns of audit.csv and ``looks_like``, worst first. A copy is followed
+    by what it is a copy of.
+    """
+    pictures: list[Image.Image | None] = []
+    titles: list[str] = []
+    for issue, rows in findings.groupby("issue", sort=False):
+        cells: list[tuple[str, str]] = []
+        for row in rows.head(columns).itertuples():
+            words = f"looks {row.looks_like}" if row.looks_like else f"{row.score:.2f}"
+            cells.append((row.path, f"{str(issue).replace('_', ' ')}\n{row.label}, {words}"))
+            if row.related:
+                cells.append((row.related.split("|")[0], "\nsame as left"))
+        cells = cells[: columns - columns % 2] if rows["related"].any() else cells[:columns]
+        pictures += [_try_load(path, source) for path, _ in cells]
+        titles += [words for _, words in cells]
+        empty = -len(cells) % columns
+        pictures += [Image.new("RGB", (1, 1), "white")] * empty
+        titles += [""] * empty
+    return _gallery(pictures, titles, columns, f"{len(findings)} findings: the worst of each kind")
+
+
 def answers_grid(
     predictions: Sequence[Prediction], labels: Sequence[str], source: Source, columns: int = 8
 ) -> Figure:

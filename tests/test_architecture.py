@@ -22,14 +22,18 @@ LAYERS = (
 )
 WITHIN_A_LAYER = {("index", "images")}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+# A command of its own on top of the others, of which none knows it.
+AUDIT = sorted(f"audit/{path.stem}" for path in (PACKAGE / "audit").glob("*.py"))
+AUDIT_LIBRARIES = {"cleanlab", "cleanvision", "faiss", "sklearn", "scipy"}
 LONGEST_FUNCTION = 60
 
 
-def tree(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+def tree(module: str | Path) -> ast.Module:
+    path = module if isinstance(module, Path) else PACKAGE / f"{module}.py"
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(module: str) -> set[str]:
+def imported(module: str | Path) -> set[str]:
     """The full names that a module imports, anywhere in it."""
     names = set()
     for node in ast.walk(tree(module)):
@@ -103,6 +107,53 @@ def test_plots_alone_imports_matplotlib() -> None:
     assert users == {"plots"}
 
 
+def test_training_and_commands_know_nothing_of_the_audit() -> None:
+    sources = [PACKAGE / f"{module}.py" for module in ("__init__", *MODULES)]
+    for path in (*sources, ROOT / "process.py", ROOT / "data_split.py"):
+        names = imported(path)
+        assert not {name for name in names if name.startswith("face_gender.audit")}, path
+        assert {name.split(".")[0] for name in names}.isdisjoint(AUDIT_LIBRARIES), path
+
+
+def test_training_and_inference_load_nothing_of_the_audit() -> None:
+    code = (
+        "import sys, face_gender.training, face_gender.inference, process, data_split\n"
+        "print(*sys.modules)"
+    )
+    loaded = run_python(code).split()
+    assert "face_gender.training" in loaded
+    assert not [name for name in loaded if name.startswith("face_gender.audit")]
+    assert {name.split(".")[0] for name in loaded}.isdisjoint(AUDIT_LIBRARIES)
+
+
+def test_the_libraries_of_the_audit_are_in_its_requirements_alone() -> None:
+    own = (ROOT / "requirements-audit.txt").read_text(encoding="utf-8")
+    plain = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for package in ("cleanlab", "cleanvision", "faiss-cpu", "scikit-learn"):
+        assert package in own
+        assert package not in plain
+
+
+def test_the_audit_uses_no_library_that_its_requirements_do_not_bring() -> None:
+    known = sys.stdlib_module_names | AUDIT_LIBRARIES | {"face_gender"}
+    known |= {"numpy", "pandas", "torch", "torchvision", "PIL", "tqdm"}
+    for module in AUDIT:
+        assert {name.split(".")[0] for name in imported(module)} <= known, module
+
+
+def test_the_audit_names_missing_libraries_before_anything_heavy_is_imported() -> None:
+    top = {
+        name
+        for node in tree("audit/__main__").body
+        if isinstance(node, ast.ImportFrom)
+        for name in [str(node.module)]
+    }
+    assert {name for name in top if name.startswith("face_gender")} == {
+        "face_gender",
+        "face_gender.files",
+    }
+
+
 def test_files_needs_the_standard_library_alone() -> None:
     assert {name.split(".")[0] for name in imported("files")} <= sys.stdlib_module_names
 
@@ -120,7 +171,7 @@ def test_inference_pulls_in_neither_pandas_nor_matplotlib() -> None:
     assert "torch" in loaded
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *AUDIT])
 def test_public_names_have_docstrings(module: str) -> None:
     assert ast.get_docstring(tree(module)), f"{module} has no docstring"
     # What torch calls, such as forward, is described by the class.
@@ -133,7 +184,7 @@ def test_public_names_have_docstrings(module: str) -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *AUDIT])
 def test_functions_are_short(module: str) -> None:
     lengths = {
         node.name: (node.end_lineno or 0) - node.lineno + 1
@@ -143,7 +194,7 @@ def test_functions_are_short(module: str) -> None:
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FUNCTION} == {}
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *AUDIT])
 def test_text_files_name_their_encoding(module: str) -> None:
     """Or Windows reads and writes them in a code page of its own."""
     bare = [

@@ -16,13 +16,17 @@ import pytest
 from conftest import draw_face, make_faces, make_zip, snapshot
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sentences import sentence
 
-from face_gender.files import InputError
+from face_gender import CLASSES
+from face_gender.files import ArchiveSource, FolderSource, InputError
 from face_gender.index import (
     SPLITS,
     IndexReport,
     create_csv,
+    find_data,
     hashes_of,
+    list_pictures,
     read_index,
     split_rows,
     write_index,
@@ -664,3 +668,75 @@ def test_files_that_are_no_pictures_by_name_are_counted(faces: Path) -> None:
     report = create_csv(faces, progress=False)
     assert report.others == ("male/55_0_0jpg",)
     assert "1 no pictures by name (male/55_0_0jpg)" in report.summary()
+
+
+# The pictures of a data set without an index, and the data of an index
+
+
+def test_every_picture_by_name_is_listed_read_or_not(few: Path) -> None:
+    (few / "male" / "zero.jpg").write_bytes(b"")
+    (few / "male" / "notes.txt").write_text("x", encoding="utf-8")
+    before = snapshot(few)
+    table, source, unlisted = list_pictures(few)
+    assert list(table.columns) == ["path", "label"]
+    assert table["path"].tolist() == sorted(table["path"])
+    assert "male/zero.jpg" in set(table["path"])
+    assert "male/notes.txt" not in set(table["path"])
+    labels = [CLASSES[label] for label in table["label"]]
+    assert labels == [path.split("/")[0] for path in table["path"]]
+    assert source.read(table["path"].iloc[0])
+    assert unlisted == ()
+    assert snapshot(few) == before
+
+
+def test_an_archive_lists_the_pictures_of_its_folder(few: Path, tmp_path: Path) -> None:
+    table, source, _ = list_pictures(make_zip(few, tmp_path / "faces.zip", "faces/"))
+    own = list_pictures(few)[0]
+    assert table["path"].tolist() == [f"faces/{path}" for path in own["path"]]
+    assert table["label"].tolist() == own["label"].tolist()
+    assert source.read(table["path"].iloc[0]) == (few / own["path"].iloc[0]).read_bytes()
+
+
+def test_nothing_to_list_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        list_pictures(tmp_path)
+    assert "male/ and female/" in sentence(caught)
+
+
+def test_the_data_of_an_index_are_the_folder_that_it_lies_in(few: Path, tmp_path: Path) -> None:
+    make_zip(few, few / "copy.zip")  # the folder comes first
+    report = index(few)
+    source = find_data(report, report.table)
+    assert isinstance(source, FolderSource)
+    assert source.path.samefile(few)
+
+
+def test_the_data_of_an_index_are_the_archive_beside_it_that_has_them(
+    few: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "broken.zip").write_bytes(b"PK and no more")
+    make_zip(make_faces(tmp_path / "other", 3, 3), tmp_path / "beside" / "a.zip", "other/")
+    packed = make_zip(few, tmp_path / "beside" / "b.ZIP", "faces/")
+    report = index(packed)
+    assert report.path.parent == tmp_path / "beside"
+    source = find_data(report, report.table)
+    assert isinstance(source, ArchiveSource)
+    assert source.path.name == "b.ZIP"
+
+
+def test_the_data_of_an_index_may_be_found_from_its_own_folder(
+    few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = index(few)
+    monkeypatch.chdir(few)
+    assert find_data("index.csv", report.table).read(report.table["path"].iloc[0])
+
+
+def test_data_that_are_nowhere_near_are_one_sentence(few: Path, tmp_path: Path) -> None:
+    (tmp_path / "away").mkdir()
+    report = index(few, output=tmp_path / "away" / "index.csv")
+    with pytest.raises(InputError) as caught:
+        find_data(report, report.table)
+    assert "--data" in sentence(caught)
+    assert report.table["path"].iloc[0] in str(caught.value)

@@ -16,6 +16,7 @@ from face_gender.models import (
     build_model,
     check_arch,
     check_size,
+    embed,
     freeze,
     freeze_all_but_head,
     has_batchnorm,
@@ -379,3 +380,51 @@ def test_to_device_keeps_the_weights() -> None:
     before = {name: weight.clone() for name, weight in net.state_dict().items()}
     after = to_device(net, torch.device("cpu")).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "features"),
+    [
+        ("resnet18", (64, 64), None),
+        ("compact_cnn", (100, 80), None),
+        ("dropout_cnn", (128, 128), None),
+        ("squeezenet1_0", (64, 64), None),
+        ("vit_b_16", (224, 224), 2 * 768),
+    ],
+)
+def test_embeddings_are_a_row_a_picture_and_change_no_answer(
+    arch: str, size: tuple[int, int], features: int | None
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(arch).eval()
+    images = torch.rand(3, 3, *size)
+    with torch.inference_mode():
+        before = model(images)
+        found = embed(model, images)
+        alone = embed(model, images[1:2])
+        after = model(images)
+    assert found.ndim == 2 and found.shape[0] == 3
+    assert features is None or found.shape[1] == features
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert torch.allclose(alone[0], found[1], atol=1e-3)
+    assert not torch.allclose(found[0], found[1], atol=1e-6)
+    assert torch.equal(before, after)
+    hooks = [each for m in model.modules() for each in (m._forward_hooks, m._forward_pre_hooks)]
+    assert not any(hooks)
+
+
+def test_an_embedding_ends_with_what_the_last_layer_is_given() -> None:
+    model = build_model("compact_cnn").eval()
+    images = torch.rand(2, 3, 100, 80)
+    with torch.inference_mode():
+        found = embed(model, images)
+        assert torch.allclose(model.fc4(found[:, -412:]), model(images), atol=1e-5)
+    # And before it the means of three convolutions.
+    assert found.shape[1] == 32 + 64 + 128 + 412
+
+
+def test_a_picture_that_the_net_cannot_take_leaves_no_hooks() -> None:
+    model = build_model("compact_cnn").eval()
+    with pytest.raises(RuntimeError):
+        embed(model, torch.rand(1, 3, 20, 20))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -52,6 +52,9 @@ def test_every_figure_of_the_package_is_shown(cells: list[dict]) -> None:
 def test_it_runs_twice_on_the_samples(tmp_path: Path) -> None:
     for name in ("face_gender", "samples"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "model_weights").mkdir()
+    for weights in ROOT.glob("model_weights/audit_*.pth"):
+        shutil.copy(weights, tmp_path / "model_weights")
     (tmp_path / "samples" / "index.csv").unlink(missing_ok=True)
     shutil.copy(ROOT / "process.py", tmp_path)
     notebook = nbformat.read(NOTEBOOK, as_version=4)

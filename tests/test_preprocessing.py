@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ from PIL import Image, ImageDraw
 from sentences import sentence
 from torch import Tensor
 
-from face_gender.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing
+from face_gender.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augmentation,
+    Preprocessing,
+    _random_transforms,
+)
 
 NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves values in 0..1
 
@@ -41,7 +49,15 @@ settings_of = st.builds(
     mean=st.tuples(*[st.floats(0, 1)] * 3),
     std=st.tuples(*[st.floats(0.01, 2)] * 3),
     augmentation=st.builds(
-        Augmentation, horizontal_flip=st.floats(0, 1), rotation=st.floats(0, 180)
+        Augmentation,
+        horizontal_flip=st.floats(0, 1),
+        rotation=st.floats(0, 180),
+        zoom=st.tuples(st.floats(0.01, 1), st.floats(1, 9)),
+        shift=st.floats(0, 1),
+        colour=st.floats(0, 1),
+        grey=st.floats(0, 1),
+        downscale=st.floats(0, 1),
+        erasing=st.floats(0, 1),
     ),
 )
 
@@ -61,7 +77,13 @@ def test_plain_data_gives_the_same_value_back(preprocessing: Preprocessing) -> N
         height=st.integers(1, 40),
         width=st.integers(1, 40),
         resize=st.sampled_from(["stretch", "crop"]),
-        augmentation=st.sampled_from([Augmentation(), Augmentation(0.5, 15)]),
+        augmentation=st.sampled_from(
+            [
+                Augmentation(),
+                Augmentation(0.5, 15),
+                Augmentation(0.5, 10, (0.5, 2.0), 0.5, 1.0, 0.5, 1.0, 1.0),
+            ]
+        ),
     ),
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
 )
@@ -207,10 +229,120 @@ def test_settings_without_sense_are_refused_in_a_sentence(wrong: dict[str, objec
     sentence(caught)
 
 
+def test_every_change_is_off_unless_asked_for() -> None:
+    assert _random_transforms(Augmentation()) == []
+    assert asdict(Augmentation()) == {
+        **dict.fromkeys(("horizontal_flip", "rotation", "shift", "colour", "grey"), 0.0),
+        **dict.fromkeys(("downscale", "erasing"), 0.0),
+        "zoom": (1.0, 1.0),
+    }
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"horizontal_flip": 1.5}, {"horizontal_flip": float("nan")}, {"rotation": -1}]
+    "on",
+    [
+        {"zoom": (0.5, 0.8)},
+        {"zoom": (1.5, 2.0)},
+        {"shift": 0.3},
+        {"colour": 0.5},
+        {"grey": 1.0},
+        {"downscale": 1.0},
+        {"erasing": 1.0},
+    ],
+    ids=str,
 )
-def test_augmentation_without_sense_is_refused_in_a_sentence(wrong: dict[str, float]) -> None:
+def test_each_change_is_made_to_training_pictures_alone(on: dict[str, Any]) -> None:
+    preprocessing = Preprocessing(60, 50, augmentation=Augmentation(**on), **NEUTRAL)
+    image = draw_face("male", 0, (50, 60))
+    plain = preprocessing.eval_transform()(image)
+    assert torch.equal(plain, Preprocessing(60, 50, **NEUTRAL).eval_transform()(image))
+    tensors = drawn(preprocessing.train_transform(), image, range(12))
+    assert sum(not torch.equal(tensor, plain) for tensor in tensors) >= 9
+    assert all(tensor.shape == plain.shape for tensor in tensors)
+    assert all(tensor.min() >= 0 and tensor.max() <= 1 for tensor in tensors)
+    again = drawn(preprocessing.train_transform(), image, range(12))
+    assert all(map(torch.equal, tensors, again))
+
+
+@pytest.mark.parametrize(("chance", "most"), [(0.5, 40), (0.1, 15)])
+@pytest.mark.parametrize("setting", ["grey", "downscale", "erasing"])
+def test_probabilities_are_met_about(setting: str, chance: float, most: int) -> None:
+    preprocessing = Preprocessing(50, 50, augmentation=Augmentation(**{setting: chance}))
+    image = draw_face("female", 0, (50, 50))
+    plain = preprocessing.eval_transform()(image)
+    tensors = drawn(preprocessing.train_transform(), image, range(60))
+    changed = sum(not torch.equal(tensor, plain) for tensor in tensors)
+    assert chance * 60 / 3 < changed < most
+
+
+def test_a_zoom_below_one_shrinks_the_picture_within_a_black_frame() -> None:
+    white = Image.new("RGB", (40, 40), "white")
+    small = Preprocessing(40, 40, augmentation=Augmentation(zoom=(0.5, 0.5)), **NEUTRAL)
+    (tensor,) = drawn(small.train_transform(), white, range(1))
+    assert tensor.mean().item() == pytest.approx(0.25, abs=0.03)
+    assert tensor[:, 20, 20].tolist() == [1, 1, 1]
+    large = Preprocessing(40, 40, augmentation=Augmentation(zoom=(2.0, 2.0)), **NEUTRAL)
+    (tensor,) = drawn(large.train_transform(), white, range(1))
+    assert tensor.min() == 1
+
+
+def test_a_shift_moves_no_further_than_its_share() -> None:
+    preprocessing = Preprocessing(40, 40, augmentation=Augmentation(shift=0.25), **NEUTRAL)
+    tensors = drawn(preprocessing.train_transform(), Image.new("RGB", (40, 40), "white"), range(20))
+    black = [int((tensor[0].amax(0) < 0.5).sum()) for tensor in tensors]
+    assert max(black) <= 10
+    assert len(set(black)) > 3
+
+
+def test_grey_leaves_no_colour() -> None:
+    preprocessing = Preprocessing(40, 40, augmentation=Augmentation(grey=1), **NEUTRAL)
+    tensor = preprocessing.train_transform()(draw_face("male", 0))
+    assert torch.equal(tensor[0], tensor[1]) and torch.equal(tensor[1], tensor[2])
+
+
+def test_downscaling_costs_detail_and_spares_small_pictures() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    image, on = Image.fromarray(noise), Augmentation(downscale=1)
+    plain = Preprocessing(96, 96, **NEUTRAL).eval_transform()(image)
+    large = drawn(Preprocessing(96, 96, augmentation=on, **NEUTRAL).train_transform(), image,
+                  range(8))  # fmt: skip
+    assert all(tensor.std() < plain.std() for tensor in large)
+    assert all(abs(tensor.mean() - plain.mean()) < 0.02 for tensor in large)
+    small = Preprocessing(24, 60, augmentation=on, **NEUTRAL)
+    expected = small.eval_transform()(image)
+    for tensor in drawn(small.train_transform(), image, range(5)):
+        assert torch.equal(tensor, expected)
+
+
+def test_erasing_takes_a_fifth_at_most() -> None:
+    preprocessing = Preprocessing(60, 60, augmentation=Augmentation(erasing=1), **NEUTRAL)
+    white = Image.new("RGB", (60, 60), "white")
+    for tensor in drawn(preprocessing.train_transform(), white, range(20)):
+        assert 0.01 < (tensor == 0).float().mean() <= 0.21
+
+
+def test_settings_of_older_files_change_nothing_new() -> None:
+    values = Preprocessing(augmentation=Augmentation(0.5, 15)).to_dict()
+    values["augmentation"] = {"horizontal_flip": 0.5, "rotation": 15}
+    assert Preprocessing.from_dict(values) == Preprocessing(augmentation=Augmentation(0.5, 15))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"horizontal_flip": 1.5},
+        {"horizontal_flip": float("nan")},
+        {"rotation": -1},
+        *({name: -0.1} for name in ("shift", "colour", "grey", "downscale", "erasing")),
+        *({name: 1.5} for name in ("shift", "colour", "grey", "downscale", "erasing")),
+        {"shift": float("nan")},
+        {"zoom": (0.0, 1.0)},
+        {"zoom": (1.2, 0.8)},
+        {"zoom": (1.0,)},
+        {"zoom": (float("nan"), 1.0)},
+    ],
+)
+def test_augmentation_without_sense_is_refused_in_a_sentence(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as caught:
         Augmentation(**wrong)
     assert next(iter(wrong)) in sentence(caught)

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 import data_split
+import face_gender.audit.__main__
 import process
 from face_gender.recipes import RECIPES
 
@@ -24,7 +25,11 @@ def section(title: str) -> str:
 
 @pytest.mark.parametrize(
     ("command", "title"),
-    [(process, "### `python process.py FOLDER`"), (data_split, "### `python data_split.py DATA`")],
+    [
+        (process, "### `python process.py FOLDER`"),
+        (data_split, "### `python data_split.py DATA`"),
+        (face_gender.audit.__main__, "### `python -m face_gender.audit INDEX_OR_DATA`"),
+    ],
 )
 def test_exactly_the_options_that_exist_are_documented(command, title: str, capsys) -> None:
     with pytest.raises(SystemExit):

@@ -30,6 +30,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "epochs": 6,
         "batch_size": 100,
         "loss": "cross_entropy",
+        "label_smoothing": 0.0,
+        "schedule": "constant",
         "best_by": "val_accuracy",
         "patience": None,
     },
@@ -47,6 +49,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "epochs": 3,
         "batch_size": 16,
         "loss": "cross_entropy",
+        "label_smoothing": 0.0,
+        "schedule": "constant",
         "best_by": "val_accuracy",
         "patience": None,
     },
@@ -64,6 +68,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "epochs": 15,
         "batch_size": 64,
         "loss": "cross_entropy",
+        "label_smoothing": 0.0,
+        "schedule": "constant",
         "best_by": "val_accuracy",
         "patience": None,
     },
@@ -83,6 +89,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "epochs": 100,
         "batch_size": 64,
         "loss": "nll",
+        "label_smoothing": 0.0,
+        "schedule": "constant",
         "best_by": "val_loss",
         "patience": 10,
     },
@@ -96,8 +104,16 @@ def test_settings_are_the_published_ones(name: str) -> None:
     assert values == {"name": name, **PUBLISHED[name]}
 
 
-def test_the_four_recipes_are_the_names_that_commands_know() -> None:
-    assert tuple(RECIPES) == tuple(PUBLISHED) == face_gender.RECIPE_NAMES
+def test_the_recipes_are_the_names_that_commands_know() -> None:
+    assert tuple(RECIPES) == (*PUBLISHED, "resnet18_tuned") == face_gender.RECIPE_NAMES
+
+
+def test_a_recipe_of_our_own_needs_no_download_and_bears_small_pictures() -> None:
+    recipe = get_recipe("resnet18_tuned")
+    assert (recipe.arch, recipe.init, recipe.schedule) == ("resnet18", "none", "one_cycle")
+    assert 0 < recipe.label_smoothing < 0.5
+    assert recipe.preprocessing.augmentation.downscale > 0
+    assert get_recipe("resnet18_tuned", arch="resnet34").name == "resnet34"
 
 
 def test_classes_are_in_the_order_of_the_labels() -> None:
@@ -170,6 +186,11 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("compact_cnn", {"learning_rate": 0.0}, "learning_rate"),
     ("compact_cnn", {"patience": 0}, "patience"),
     ("resnet18", {"size": (0, 10)}, "0 x 10"),
+    ("resnet18", {"schedule": "cosine"}, "'cosine'"),
+    ("resnet18", {"label_smoothing": 1.0}, "label_smoothing"),
+    ("resnet18", {"label_smoothing": -0.1}, "label_smoothing"),
+    ("resnet18", {"label_smoothing": float("nan")}, "label_smoothing"),
+    ("dropout_cnn", {"label_smoothing": 0.1}, "label_smoothing"),
 ]
 
 
@@ -232,6 +253,14 @@ def test_plain_data_gives_the_same_recipe_back(name: str, **changes: Any) -> Non
     recipe = get_recipe(name, **changes)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_a_recipe_saved_before_there_were_such_settings_has_none_of_them() -> None:
+    values = get_recipe("dropout_cnn").to_dict()
+    for setting in ("label_smoothing", "schedule"):
+        del values[setting]
+    values["preprocessing"]["augmentation"] = {"horizontal_flip": 0.5, "rotation": 15}
+    assert Recipe.from_dict(values) == get_recipe("dropout_cnn")
 
 
 @pytest.mark.parametrize("values", [{}, {"preprocessing": {}}, {"frozen": ()}])

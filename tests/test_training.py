@@ -8,6 +8,7 @@ import multiprocessing
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +345,82 @@ def test_the_optimiser_is_the_recipes(name: str, kind: str, settings: dict[str, 
 
 
 # Starting from a file
+
+
+def rates_of(recipe: Recipe, index: object, data: Path, out: Path) -> list[float]:
+    """The learning rate of each step, read from the optimiser that makes it."""
+    run_of = training._Run(recipe, index, data, out, 0, "cpu", 0, False, False)  # type: ignore[arg-type]
+    rates: list[float] = []
+    step = run_of.optimizer.step
+
+    def watched(*arguments: object, **options: object) -> object:
+        rates.append(run_of.optimizer.param_groups[0]["lr"])
+        return step(*arguments, **options)  # type: ignore[arg-type]
+
+    run_of.optimizer.step = watched  # type: ignore[assignment, method-assign]
+    for epoch in range(recipe.epochs):
+        run_of.epoch(epoch)
+    run_of.close()
+    return rates
+
+
+def test_one_cycle_raises_the_learning_rate_and_lowers_it_again(
+    data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, epochs=4, schedule="one_cycle")
+    rates = rates_of(recipe, index, data, tmp_path / "w")
+    top = int(np.argmax(rates))
+    assert len(rates) >= 12
+    assert max(rates) == pytest.approx(QUICK.learning_rate, rel=0.05)
+    assert top == pytest.approx(len(rates) / 4, abs=1)
+    assert all(a < b for a, b in pairwise(rates[: top + 1]))
+    assert all(a > b for a, b in pairwise(rates[top:]))
+    assert rates[-1] < 0.05 * max(rates)
+
+
+def test_without_a_schedule_the_learning_rate_stays(
+    data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    rates = rates_of(replace(QUICK, epochs=2), index, data, tmp_path / "w")
+    assert set(rates) == {QUICK.learning_rate}
+
+
+@pytest.mark.filterwarnings("ignore::face_gender.training.UnreadablePictureWarning")
+def test_one_cycle_bears_pictures_that_are_left_out(
+    data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    table = index.table
+    for path in table["path"][table["split"] == "train"][:7]:
+        (data / path).write_bytes(b"")
+    recipe = replace(QUICK, epochs=4, batch_size=3, schedule="one_cycle")
+    rates = rates_of(recipe, index, data, tmp_path / "w")
+    assert all(rate > 0 for rate in rates)
+    assert rates[-1] < max(rates)
+
+
+def test_label_smoothing_changes_the_loss_and_nothing_else_of_it() -> None:
+    outputs, labels = torch.tensor([[4.0, -4.0], [-1.0, 2.0]]), torch.tensor([0, 1])
+    plain = training._loss(outputs, labels, QUICK)
+    smooth = training._loss(outputs, labels, replace(QUICK, label_smoothing=0.2))
+    log = outputs.log_softmax(1)
+    expected = -(0.9 * log[[0, 1], labels] + 0.1 * log[[0, 1], 1 - labels]).mean()
+    assert smooth == pytest.approx(expected.item())
+    assert plain == pytest.approx(-log[[0, 1], labels].mean().item())
+    # It is not in the figure by which epochs are compared.
+    zero = training._loss(outputs, labels, replace(QUICK, label_smoothing=0.0))
+    assert torch.equal(zero, plain)
+
+
+def test_the_recipe_of_our_own_makes_an_epoch_and_comes_back_from_its_file(
+    data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    recipe = get_recipe("resnet18_tuned", epochs=1, batch_size=8, size=(32, 32))
+    (report,) = run(recipe, index, data, tmp_path / "w")
+    assert math.isfinite(report.train_loss)
+    found = load_checkpoint(report.checkpoint)
+    assert found.recipe == recipe
+    assert found.preprocessing == recipe.preprocessing
+    assert found.preprocessing.augmentation.zoom == (0.7, 1.4)
 
 
 def test_a_head_of_reversed_classes_is_put_in_order(tmp_path: Path) -> None:

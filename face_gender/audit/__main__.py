@@ -12,7 +12,7 @@ from face_gender import RECIPE_NAMES
 from face_gender.files import InputError, in_words, tell
 
 _NAME = "face_gender.audit"
-_NEEDED = ("cleanlab", "cleanvision", "faiss", "sklearn")
+_NEEDED = ("cleanlab", "cleanvision", "faiss", "scipy", "sklearn")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,10 +32,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--weights",
         type=Path,
-        nargs="+",
+        action="append",
         default=[],
         metavar="PTH",
-        help="checkpoints that judge the pictures they have not seen "
+        help="a checkpoint that judges the pictures it has not seen; may be given several times "
         "(default: model_weights/audit_*.pth)",
     )
     add(
@@ -65,12 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Imported late: --help and mistakes answer without torch.
         from face_gender.audit.run import audit
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _NEEDED:
-            raise
-        tell(f"{_NAME}: {error.name} is missing: pip install -r requirements-audit.txt")
-        return 1
-    try:
+
         report = audit(
             options.data,
             options.output,
@@ -83,6 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             jobs=options.jobs,
         )
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in _NEEDED:
+            raise
+        tell(f"{_NAME}: {name} is missing: pip install -r requirements-audit.txt")
+        return 1
     except (InputError, OSError) as error:
         tell(f"{_NAME}: {in_words(error)}")
         return 1

@@ -25,6 +25,8 @@ SIDE = 64
 # of a person to 0.94; see docs/audit.md.
 SAME = 0.96
 
+# So few are all compared: the mean of two copies leaves nothing of either that they share.
+_FEW = 48
 _NEAREST = 5
 # Descriptors of one photograph agree to 0.99, those of nearest neighbours mostly below 0.8.
 _CLOSE = 0.8
@@ -74,9 +76,10 @@ def candidates(
     fingerprints: npt.NDArray[np.uint8], progress: Progress = int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return (first, second, mirrored), each (m,): pairs whose descriptors lie close together."""
-    if len(fingerprints) < 2:
-        empty = np.empty(0, dtype=np.int64)
-        return empty, empty, empty.astype(bool)
+    if len(fingerprints) <= _FEW:
+        progress(len(fingerprints))
+        first, second = np.triu_indices(len(fingerprints), k=1)
+        return np.tile(first, 2), np.tile(second, 2), np.repeat([False, True], len(first))
     describe = _fit(fingerprints)
     index = faiss.IndexHNSWFlat(_DIMENSIONS, 16, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = 64, 64
@@ -183,6 +186,8 @@ def _agreement(fixed: Tensor, moving: Tensor) -> Tensor:
     left = torch.arange(len(fixed))
     warp = torch.zeros(len(fixed), 4)
     for factor, steps, enough in _STAGES:
+        if not len(left):  # which torch cannot resample
+            break
         small = functional.avg_pool2d(fixed[left], factor)
         other = functional.avg_pool2d(moving[left], factor)
         for _ in range(steps):

@@ -124,7 +124,7 @@ def train_fold(
     """
     split = np.where(held_out, "test", "train").astype(object)
     others = np.flatnonzero(~held_out)
-    split[np.random.default_rng(seed).permutation(others)[: max(2, len(others) // 20)]] = "val"
+    split[np.random.default_rng(abs(seed)).permutation(others)[: max(2, len(others) // 20)]] = "val"
     rows = table.assign(split=split)
     try:
         for _ in train(recipe, rows, data, folder, seed=seed, workers=jobs):

@@ -71,15 +71,21 @@ class Judged:
         return table.iloc[order].reset_index(drop=True)
 
     def groups(self) -> list[str]:
-        """Return the group (n,) of each picture: copies of one another share one."""
+        """Return the group (n,) of each picture: copies of one another share one.
+
+        Numbered by name, so that an index in another order gives the same groups and folds.
+        """
         parent = list(range(len(self.paths)))
+        place = [0] * len(self.paths)
+        for i, row in enumerate(sorted(parent, key=self._by_path)):
+            place[row] = i
         first_of: dict[str, int] = {}
         for row, digest in enumerate(self.measured["sha256"].tolist()):
             if digest:
-                _join(parent, row, first_of.setdefault(digest, row))
+                _join(parent, place[row], place[first_of.setdefault(digest, row)])
         for a, b in zip(self.pairs.first.tolist(), self.pairs.second.tolist(), strict=True):
-            _join(parent, a, b)
-        return [f"{_root(parent, row):06d}" for row in range(len(self.paths))]
+            _join(parent, place[a], place[b])
+        return [f"{_root(parent, i):06d}" for i in place]
 
     def _row(
         self,

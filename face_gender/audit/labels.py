@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 from cleanlab.filter import find_label_issues
@@ -20,7 +22,9 @@ def suspects(
     if len(np.unique(labels[known])) < 2:
         return scores
     own, given = answers[known].astype(np.float64), labels[known]
-    found = find_label_issues(given, own, n_jobs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes of few pictures, in cleanlab's own terms
+        found = find_label_issues(given, own, n_jobs=1)
     other = own[np.arange(len(known)), 1 - given]
     # What looks more like its own label than like the other is left to look at, never to drop.
     scores[known[found]] = other[found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ def audit(
     Pictures are only read. Raises InputError.
     """
     output, given = Path(output), _open(index_or_data, data)
-    _check(output, folds, score, jobs)
+    _check(output, Path(index_or_data), folds, score, jobs)
     checkpoints = _load(weights)
     stages = Stages(output / "stages")
     run = _Run(given, stages, jobs or cpu_count(), seed, folds, progress)
@@ -199,14 +200,16 @@ class _Run:
         for row in sorted(range(len(self.names)), key=self.names.__getitem__):
             if not measured["reason"][row] and measured["blank"][row] < 0.5:
                 first_of.setdefault(str(measured["sha256"][row]), row)
-        rows = np.array(sorted(first_of.values()), dtype=np.int64)
+        # By name: what just counts as the same photograph depends a little on who comes first.
+        rows = np.array(list(first_of.values()), dtype=np.int64)
 
         def make() -> Arrays:
             with self._bar("near-duplicates", len(rows)) as bar:
                 found = duplicates.near_duplicates(measured["fingerprints"][rows], self.jobs, bar)
+            first, second = rows[found.first], rows[found.second]
             return {
-                "first": rows[found.first],
-                "second": rows[found.second],
+                "first": np.minimum(first, second),
+                "second": np.maximum(first, second),
                 "agreement": found.agreement,
                 "mirrored": found.mirrored,
             }
@@ -275,10 +278,12 @@ def _open(path: str | os.PathLike[str], data: str | os.PathLike[str] | None) -> 
         raise InputError(f"{path} names no pictures: make an index with data_split.py.")
     source = open_source(data) if data is not None else find_data(path, index)
     check_matches(index, source)
-    return _Input(index[["path", "label"]].copy(), source, index)
+    # A row that stands there twice is no copy of a picture, and clean would drop both.
+    table = index[["path", "label"]].drop_duplicates(ignore_index=True)
+    return _Input(table, source, index)
 
 
-def _check(output: Path, folds: int, score: float, jobs: int | None) -> None:
+def _check(output: Path, given: Path, folds: int, score: float, jobs: int | None) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file: name a folder for the audit with --output.")
     if folds < 2:
@@ -294,15 +299,20 @@ def _check(output: Path, folds: int, score: float, jobs: int | None) -> None:
             f"{output} cannot be made ({error.strerror}): name another folder with --output."
         ) from error
     for name in ("audit.csv", "audit.html", "groups.csv", "index_clean.csv"):
-        check_output(output / name, [])
+        check_output(output / name, [given])
 
 
 def _load(weights: Sequence[str | os.PathLike[str]]) -> dict[str, Checkpoint]:
     """Open the checkpoints by name; without any, those that come with the kit."""
-    paths = [Path(each) for each in weights] or sorted(_WEIGHTS.glob("audit_*.pth"))
+    paths = [Path(each) for each in weights] or default_weights()
     if not paths:
         raise InputError(f"{_WEIGHTS} holds no audit_*.pth: name a checkpoint with --weights.")
     return {os.fspath(path): load_checkpoint(path) for path in paths}
+
+
+def default_weights() -> list[Path]:
+    """Return the checkpoints that come with the kit for audits."""
+    return sorted(_WEIGHTS.glob("audit_*.pth"))
 
 
 def _dates(source: Source, names: Sequence[str]) -> list[tuple[int, int]]:
@@ -330,6 +340,8 @@ def _not_judged(answers: npt.NDArray[np.float32], good: npt.NDArray[np.bool_]) -
 
 def _write_csv(path: Path, table: pd.DataFrame) -> Path:
     text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # which the csv module leaves unquoted, and then reads as a line's end
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     return path
 
@@ -343,16 +355,15 @@ def _write_clean(
     seed: int,
 ) -> Path:
     """Write the index without what was found; of a folder, one with a split of its own."""
-    if given.index is not None:
-        kept = clean(given.index, report.findings, score)
-    else:
-        kept = clean(report.table[good], report.findings, score)
-        kept.insert(2, "split", "")
-        kept["split"] = split_rows(kept, _RATIOS, seed)
+    table = given.index if given.index is not None else report.table[good]
+    kept = clean(table, report.findings, score)
     if kept.empty:
         raise InputError(
             f"{path} would be empty: every picture has a finding of {score} or more; raise --score."
         )
+    if given.index is None:
+        kept.insert(2, "split", "")
+        kept["split"] = split_rows(kept, _RATIOS, seed)
     write_index(kept, path)
     return path
 

@@ -29,6 +29,8 @@ def strangeness(
     ``good`` (n,): the pictures that could be read.
     """
     scores = np.zeros(len(good), dtype=np.float32)
+    for features in embedded:
+        good = good & np.isfinite(features).all(axis=1)
     if good.sum() < _FEWEST or not embedded:
         return scores
     distance = np.mean([_distances(features, good) for features in embedded], axis=0)
@@ -66,7 +68,9 @@ def _mahalanobis(fitted: npt.NDArray[np.float32]) -> Callable[[npt.NDArray], npt
     """Return what gives the squared distance (n,) of rows (n, features) from ``fitted``."""
     # Without the inverse, which takes scikit-learn far longer than these triangles.
     model = LedoitWolf(store_precision=False).fit(fitted)
-    factor = np.linalg.cholesky(model.covariance_)
+    # Copies of one picture alone have no spread at all, which has no triangle.
+    spread = model.covariance_ + 1e-6 * np.eye(fitted.shape[1])
+    factor = np.linalg.cholesky(spread)
 
     def distance(rows: npt.NDArray) -> npt.NDArray:
         whitened = solve_triangular(factor, (rows - model.location_).T, lower=True)

@@ -1,0 +1,161 @@
+"""How an audit grows with the number of pictures: one command each, one table each.
+
+python -m benchmarks.audit growth [--pictures 10000 20000 50000 100000]
+python -m benchmarks.audit scale WORK [--pictures 100000]
+
+``growth`` searches generated fingerprints for near-duplicates and states the exponent between
+the sizes, beside that of comparing all with all. ``scale`` writes generated JPEGs of about 20 KB
+into WORK, audits them, and states seconds by stage and the peak of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import platform
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from face_gender.audit import duplicates, run
+from face_gender.audit.stages import Arrays, Stages
+from face_gender.files import cpu_count
+
+COPIES = 100  # one picture in so many is an altered copy of another
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    growth = commands.add_parser("growth")
+    growth.add_argument(
+        "--pictures", type=int, nargs="+", default=[10_000, 20_000, 50_000, 100_000]
+    )
+    scale = commands.add_parser("scale")
+    scale.add_argument("work", type=Path)
+    scale.add_argument("--pictures", type=int, default=100_000)
+    return parser.parse_args()
+
+
+def fields(rng: np.random.Generator, count: int, side: int) -> npt.NDArray[np.float32]:
+    """Return random pictures (count, side, side), 0..1, with the 1/f spectrum of photographs."""
+    frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(side), np.fft.fftfreq(side)))
+    frequency[0, 0] = 1
+    noise = rng.normal(size=(count, *frequency.shape)) + 1j * rng.normal(
+        size=(count, *frequency.shape)
+    )
+    values = np.fft.irfft2(noise / frequency**1.2, s=(side, side))
+    low, high = values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True)
+    return ((values - low) / (high - low)).astype(np.float32)
+
+
+def fingerprints(count: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Return (count, SIDE, SIDE): a shared mean as faces have, and brighter copies at the end."""
+    rng = np.random.default_rng(seed)
+    side = duplicates.SIDE
+    shared = fields(rng, 1, side)
+    out = np.empty((count, side, side), dtype=np.uint8)
+    originals = count - count // COPIES
+    for start in range(0, originals, 2_000):
+        part = slice(start, min(start + 2_000, originals))
+        own = fields(rng, part.stop - part.start, side)
+        out[part] = np.rint(255 * (0.5 * shared + 0.5 * own))
+    out[originals:] = np.rint(np.minimum(out[: count - originals] * 1.15, 255))
+    return out
+
+
+def run_growth(options: argparse.Namespace) -> None:
+    """Print seconds and the exponent between one size and the next."""
+    print(f"{platform.processor() or platform.machine()}, {cpu_count()} processors")
+    print(
+        f"{'pictures':>9} {'search s':>9} {'exponent':>9} {'all pairs s':>12} {'copies found':>13}"
+    )
+    before: tuple[int, float] | None = None
+    for count in options.pictures:
+        prints = fingerprints(count, 0)
+        started = time.perf_counter()
+        pairs = duplicates.near_duplicates(prints, cpu_count())
+        seconds = time.perf_counter() - started
+        originals = count - count // COPIES
+        found = int((pairs.second - pairs.first == originals).sum())
+        exponent = math.log(seconds / before[1]) / math.log(count / before[0]) if before else 0
+        every = all_pairs_seconds(prints)
+        print(f"{count:>9,} {seconds:>9.1f} {exponent or '':>9.3} {every:>12.1f} "
+              f"{found:>6} / {count // COPIES}", flush=True)  # fmt: skip
+        before = (count, seconds)
+
+
+def all_pairs_seconds(prints: npt.NDArray[np.uint8]) -> float:
+    """Return the seconds that comparing all with all at full size would take, from a part of it."""
+    part = min(1_000, len(prints))
+    flat = prints[:part].reshape(part, -1).astype(np.float32)
+    started = time.perf_counter()
+    flat @ flat.T
+    return (time.perf_counter() - started) * (len(prints) / part) ** 2 / 2
+
+
+def write_pictures(job: tuple[Path, int, int]) -> None:
+    """Write the JPEGs ``start`` to ``stop`` of a data set, in both class folders."""
+    folder, start, stop = job
+    rng = np.random.default_rng(start)
+    bank = fields(rng, 48, 320)
+    for i in range(start, stop):
+        a, b, c = rng.choice(len(bank), 3, replace=False)
+        x, y = rng.integers(0, 80, 2)
+        grey = 0.6 * bank[a, y : y + 240, x : x + 180] + 0.4 * bank[b, x : x + 240, y : y + 180]
+        tint = bank[c, x : x + 240, y : y + 180]
+        pixels = np.stack([grey, 0.8 * grey + 0.2 * tint, 0.7 * grey + 0.3 * tint], axis=2)
+        pixels = np.clip(255 * pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
+        label = ("male", "female")[i % 2]
+        (folder / label / f"{i:06d}.jpg").write_bytes(buffer.getvalue())
+
+
+def run_scale(options: argparse.Namespace) -> None:
+    """Print seconds by stage of an audit, and the peak of resident memory."""
+    data, count = options.work / "data", options.pictures
+    for label in ("male", "female"):
+        (data / label).mkdir(parents=True, exist_ok=True)
+    jobs = [(data, i, min(i + 1_000, count)) for i in range(0, count, 1_000)]
+    with ProcessPoolExecutor(cpu_count()) as pool:
+        list(pool.map(write_pictures, jobs))
+    seconds: dict[str, float] = {}
+    get = Stages.get
+
+    def timed(self: Stages, name: str, key: str, make: Callable[[], Arrays]) -> dict:
+        started = time.perf_counter()
+        found = get(self, name, key, make)
+        seconds[name] = time.perf_counter() - started
+        return found
+
+    Stages.get = timed  # type: ignore[method-assign]
+    started = time.perf_counter()
+    report = run.audit(data, options.work / "audit", apply=True)
+    total = time.perf_counter() - started
+    seconds["judging and writing"] = total - sum(seconds.values())
+    print(report.summary())
+    for name, value in seconds.items():
+        print(f"{name:<22} {value:>8.1f} s")
+    embedding = sum(value for name, value in seconds.items() if name.startswith("embeddings"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{count:,} pictures: {(total - embedding) / 60:.1f} min beside the embeddings "
+          f"({embedding / 60:.1f} min), peak {peak:.2f} GiB, {cpu_count()} processors")  # fmt: skip
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse()
+    {"growth": run_growth, "scale": run_scale}[options.command](options)
+
+
+if __name__ == "__main__":
+    main()
