@@ -179,7 +179,7 @@ def left_out(data: str | os.PathLike[str], index: str | os.PathLike[str]) -> lis
 def write_index(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write an index atomically as UTF-8; names that are not UTF-8 keep their bytes."""
     # The csv module leaves a lone carriage return unquoted, and then reads it as a line's end.
-    odd = any("\r" in name for name in table["path"])
+    odd = any("\r" in name for name in table.get("path", table.iloc[:, 0]))
     quoting = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
     text = table.to_csv(index=False, lineterminator="\n", quoting=quoting)
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))

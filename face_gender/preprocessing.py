@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -38,7 +39,8 @@ class Augmentation:
         for name in ("shift", "colour", "grey", "downscale", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a number from 0 to 1, not {getattr(self, name)}.")
-        if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1]:
+        pair = isinstance(self.zoom, tuple) and len(self.zoom) == 2
+        if not pair or not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
             raise ValueError(f"zoom is a smallest and a largest scale above 0, not {self.zoom}.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is a probability, not {self.horizontal_flip}.")

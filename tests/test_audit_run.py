@@ -451,9 +451,9 @@ def test_another_checkpoint_repeats_its_own_stage_alone(
     monkeypatch.setattr(run_module.pictures, "measure_all", never)
     monkeypatch.setattr(run_module.duplicates, "near_duplicates", never)
     other = save_checkpoint(tmp_path / "other.pth", seed=8)
-    fresh = np.load(tmp_path / "audit" / "stages" / "embeddings_0.npz")["features"]
+    fresh = np.load(tmp_path / "audit" / "stages" / "embeddings_0.npz")["final"]
     look(data, tmp_path / "audit", other)
-    assert (np.load(tmp_path / "audit" / "stages" / "embeddings_0.npz")["features"] != fresh).any()
+    assert (np.load(tmp_path / "audit" / "stages" / "embeddings_0.npz")["final"] != fresh).any()
 
 
 # ---- The command line

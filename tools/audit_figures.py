@@ -170,7 +170,7 @@ def report_strangers(
     embedded = []
     for i, path in enumerate(default_weights()):
         own = embeddings.embed_all(load_checkpoint(path), table, FolderSource(folder), 2, int)
-        embedded.append(np.concatenate([stage(options, f"embeddings_{i}")["features"], own]))
+        embedded.append(np.concatenate([stage(options, f"embeddings_{i}")["early"], own["early"]]))
     good = np.concatenate([measured["reason"] == "", np.ones(len(kinds), dtype=bool)])
     flagged = strangers.strangeness(embedded, good) > 0
     real, planted = flagged[: len(report.table)], flagged[len(report.table) :]
@@ -201,8 +201,9 @@ def answers_for(
     folds = embeddings.fold_of(report.table["group"].iloc[rows].tolist(), FOLDS, seed)
     answers = []
     for i, path in enumerate(default_weights()):
-        features = stage(options, f"embeddings_{i}")["features"][rows]
-        unseen = embeddings.not_seen(load_checkpoint(path), report.table["sha256"].iloc[rows])
+        features = stage(options, f"embeddings_{i}")["final"][rows]
+        known = report.table[["sha256", "group"]].iloc[rows]
+        unseen = embeddings.not_seen(load_checkpoint(path), *(known[c].tolist() for c in known))
         answers.append(embeddings.out_of_fold(features, given, folds, unseen))
     return embeddings.mean_answer(answers)
 
@@ -230,10 +231,10 @@ def run_win_back(options: argparse.Namespace) -> None:
     report = natural(options)
     rows = subset(options, report)
     right = report.table["label"].to_numpy()[rows]
-    recipe = get_recipe("compact_cnn", epochs=10)
+    recipe = get_recipe("compact_cnn", epochs=8)
     for seed in options.seeds:
         rng = np.random.default_rng(seed)
-        split = rng.choice(["train", "val", "test"], len(rows), p=[0.5, 0.1, 0.4])
+        split = rng.choice(["train", "val", "test"], len(rows), p=[0.4, 0.1, 0.5])
         learnt = split != "test"
         given = right.copy()
         given[learnt], _ = plant.flipped(right[learnt], 0.1, rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,8 @@ from face_gender import CLASSES
 from face_gender.checkpoint import Checkpoint, as_int64
 from face_gender.dataset import FaceDataset, make_loader
 from face_gender.devices import mixed_precision, pick_device
-from face_gender.files import Source
-from face_gender.models import embed, to_device
+from face_gender.files import Source, cpu_count
+from face_gender.models import embed, head_name, to_device
 from face_gender.recipes import Recipe
 from face_gender.training import evaluate, train
 
@@ -37,10 +37,11 @@ def embed_all(
     source: Source,
     jobs: int,
     progress: Callable[[int], object],
-) -> npt.NDArray[np.float16]:
-    """Return the embeddings (n, features) of the pictures of ``table``; NaN for an unreadable one.
+) -> dict[str, npt.NDArray[np.float16]]:
+    """Return two embeddings (n, features) of the pictures of ``table``, NaN for an unreadable one.
 
-    In float16: at 100,000 pictures the double would not fit beside the rest.
+    "final" is what the last layer is given, "early" the means of the convolutions before. In
+    float16: at 100,000 pictures the double would not fit beside the rest.
     """
     model, transform = checkpoint.build()
     device = pick_device()
@@ -48,7 +49,7 @@ def embed_all(
     precision = mixed_precision(device)
     dataset = FaceDataset(table, None, source, transform)
     out: npt.NDArray[np.float16] | None = None
-    workers = jobs if len(dataset) >= 256 else 0
+    workers = min(jobs, cpu_count()) if len(dataset) >= 256 else 0
     for batch in make_loader(dataset, _BATCH, workers=workers):
         progress(len(batch.labels) + len(batch.failures))
         if batch.images is None:
@@ -59,13 +60,20 @@ def embed_all(
         if out is None:
             out = np.full((len(dataset), features.shape[1]), np.nan, dtype=np.float16)
         out[batch.positions.numpy()] = np.clip(features, -6e4, 6e4)
-    return out if out is not None else np.full((len(dataset), 1), np.nan, dtype=np.float16)
+    width = checkpoint.weights[f"{head_name(model)}.weight"].shape[1]
+    if out is None:
+        out = np.full((len(dataset), 2 * width), np.nan, dtype=np.float16)
+    return {"early": out[:, :-width], "final": out[:, -width:]}
 
 
-def not_seen(checkpoint: Checkpoint, hashes: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Tell for each sha256 whether the checkpoint was neither trained nor chosen on it."""
+def not_seen(
+    checkpoint: Checkpoint, hashes: Sequence[str], groups: Sequence[str]
+) -> npt.NDArray[np.bool_]:
+    """Tell for each sha256 whether the checkpoint knows neither it nor a copy of it (its group)."""
     seen = set(checkpoint.seen.tolist())
-    return np.array([not each or as_int64(each) not in seen for each in hashes], dtype=bool)
+    known = [bool(each) and as_int64(each) in seen for each in hashes]
+    known_groups = {group for group, is_known in zip(groups, known, strict=True) if is_known}
+    return np.array([group not in known_groups for group in groups], dtype=bool)
 
 
 def fold_of(groups: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.int64]:
@@ -124,6 +132,9 @@ def train_fold(
     """
     split = np.where(held_out, "test", "train").astype(object)
     others = np.flatnonzero(~held_out)
+    answers = np.full((len(table), len(CLASSES)), np.nan, dtype=np.float32)
+    if len(others) < 4 or table["label"].iloc[others].nunique() < len(CLASSES):
+        return answers
     split[np.random.default_rng(abs(seed)).permutation(others)[: max(2, len(others) // 20)]] = "val"
     rows = table.assign(split=split)
     try:
@@ -132,7 +143,6 @@ def train_fold(
         result = evaluate(folder / recipe.name / "best.pth", rows, data, workers=jobs)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    answers = np.full((len(table), len(CLASSES)), np.nan, dtype=np.float32)
     position = {path: i for i, path in enumerate(table["path"])}
     answers[[position[str(path)] for path in result.paths]] = result.probabilities
     return answers

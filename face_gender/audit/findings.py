@@ -70,9 +70,10 @@ class Judged:
         order = np.lexsort((table["path"], rank, -table["score"]))
         return table.iloc[order].reset_index(drop=True)
 
-    def groups(self) -> list[str]:
+    def groups(self, known: Sequence[str] = ()) -> list[str]:
         """Return the group (n,) of each picture: copies of one another share one.
 
+        So do pictures of one ``known`` group, such as a person's; "" is none.
         Numbered by name, so that an index in another order gives the same groups and folds.
         """
         parent = list(range(len(self.paths)))
@@ -85,6 +86,10 @@ class Judged:
                 _join(parent, place[row], place[first_of.setdefault(digest, row)])
         for a, b in zip(self.pairs.first.tolist(), self.pairs.second.tolist(), strict=True):
             _join(parent, place[a], place[b])
+        member_of: dict[str, int] = {}
+        for row, group in enumerate(known):
+            if group:
+                _join(parent, place[row], place[member_of.setdefault(group, row)])
         return [f"{_root(parent, i):06d}" for i in place]
 
     def _row(
@@ -212,4 +217,5 @@ def _join(parent: list[int], a: int, b: int) -> None:
 def clean(table: pd.DataFrame, findings: pd.DataFrame, score: float) -> pd.DataFrame:
     """Return the rows of an index without the pictures of findings of at least ``score``."""
     out = set(findings.loc[findings["score"] >= score, "path"])
-    return table[~table["path"].isin(out)].reset_index(drop=True)
+    name = "path" if "path" in table else "image_name"
+    return table[~table[name].isin(out)].reset_index(drop=True)

@@ -1,7 +1,8 @@
 """Every file read once: its hash, its size, how it was exposed, and a small grey fingerprint.
 
-What counts as dark, bright, blurred, blank or of odd shape is CleanVision's to say: its measures
-and its thresholds are used as they are.
+What counts as dark, bright, blank or of odd shape is CleanVision's to say: its measures and its
+thresholds are used as they are. Blur is measured otherwise: CleanVision finds a third of faces
+that were blurred by 8 % of their side, and calls one sharp face in ten blurred.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import pandas as pd
 from cleanvision.issue_managers import IssueType
 from cleanvision.issue_managers.image_property import (
     AspectRatioProperty,
-    BlurrinessProperty,
     BrightnessProperty,
     EntropyProperty,
     ImageProperty,
 )
 from cleanvision.issue_managers.image_property_issue_manager import ImagePropertyIssueManager
 from PIL import Image
+from scipy.ndimage import uniform_filter1d
 
 from face_gender.audit.duplicates import SIDE
 from face_gender.files import Source
@@ -37,10 +38,16 @@ _ISSUES: tuple[tuple[str, IssueType, ImageProperty], ...] = (
     ("blank", IssueType.LOW_INFORMATION, EntropyProperty()),
     ("dark", IssueType.DARK, BrightnessProperty(IssueType.DARK.value)),
     ("bright", IssueType.LIGHT, BrightnessProperty(IssueType.LIGHT.value)),
-    ("blurred", IssueType.BLURRY, BlurrinessProperty()),
     ("odd_aspect", IssueType.ODD_ASPECT_RATIO, AspectRatioProperty()),
 )
-QUALITY_ISSUES = ("tiny", *(name for name, _, _ in _ISSUES))
+QUALITY_ISSUES = ("tiny", "blurred", *(name for name, _, _ in _ISSUES))
+
+# Blur effect from which a picture counts as blurred: the most blurred 1 % of UTKFace. A Gaussian
+# of 3 % of the side takes sharp faces halfway from here to the highest value there is.
+BLURRED = 0.62
+_MOST_BLURRED = 0.9
+# Side of the picture and length of the filter: fine blur shows in the first, heavy in the second.
+_BLUR_SCALES = ((128, 11), (32, 7))
 
 # Exposure is measured on a picture no larger than this: percentiles hardly change, time does.
 _LARGEST = 128
@@ -49,12 +56,14 @@ _CHUNK = 1_000
 
 class Measured(NamedTuple):
     """Of one file: its sha256 ("" if it cannot be read at all) and why it is no picture, or what
-    was measured: ``measures`` by CleanVision's names, ``fingerprint`` (SIDE, SIDE) uint8."""
+    was measured: ``blur`` 0..1, ``measures`` by CleanVision's names, and the ``fingerprint``
+    (SIDE, SIDE) uint8."""
 
     sha256: str
     reason: str = ""
     width: int = 0
     height: int = 0
+    blur: float = 0.0
     measures: dict[str, float] = {}  # noqa: RUF012 - never changed
     fingerprint: npt.NDArray[np.uint8] | None = None
 
@@ -104,15 +113,37 @@ def measure(source: Source, name: str) -> Measured:
     small.thumbnail((_LARGEST, _LARGEST), Image.Resampling.BOX)
     values: dict[str, float] = {}
     for issue, _, measured in _ISSUES:
-        picture = image if issue in ("blurred", "odd_aspect") else small
+        picture = image if issue == "odd_aspect" else small
+        if issue == "blank":  # in colour, even a picture of one colour has an entropy
+            picture = small.convert("L")
         if issue != "bright":  # measured with dark
             values |= {key: float(value) for key, value in measured.calculate(picture).items()}
     grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    return Measured(digest, "", image.width, image.height, values, np.asarray(grey))
+    blur = max(blur_effect(image, side, length) for side, length in _BLUR_SCALES)
+    return Measured(digest, "", image.width, image.height, blur, values, np.asarray(grey))
+
+
+def blur_effect(image: Image.Image, side: int, length: int) -> float:
+    """Return how little a picture loses by one more blur: 0 (all of its detail) to 1 (nothing).
+
+    The measure of Crete, Dolmiere, Ladret and Nicolas, "The blur effect: perception and
+    estimation with a new no-reference perceptual blur metric" (2007), on the grey picture shrunk
+    to ``side`` pixels, with a mean filter of ``length``. 0 for a picture of one colour.
+    """
+    small = image.convert("L")
+    small.thumbnail((side, side), Image.Resampling.BOX)
+    pixels = np.asarray(small, dtype=np.float32)
+    effects = []
+    for axis in (0, 1):
+        change = np.abs(np.diff(pixels, axis=axis))
+        after = np.abs(np.diff(uniform_filter1d(pixels, length, axis=axis), axis=axis))
+        total = float(change.sum())
+        effects.append(1 - float(np.maximum(0, change - after).sum()) / total if total else 0.0)
+    return max(effects)
 
 
 def _scores(rows: Sequence[Measured]) -> dict[str, npt.NDArray[np.float32]]:
-    """Turn measures into scores: 0 at CleanVision's threshold and better, 1 at its worst."""
+    """Turn measures into scores: 0 at the threshold and better, 1 at the worst."""
     good = np.array([not row.reason for row in rows], dtype=bool)
     scores = {name: np.zeros(len(rows), dtype=np.float32) for name in QUALITY_ISSUES}
     if not good.any():
@@ -124,6 +155,8 @@ def _scores(rows: Sequence[Measured]) -> dict[str, npt.NDArray[np.float32]]:
         threshold = own.pop("threshold")
         value = measured.get_scores(raw, issue.value, **own).iloc[:, 0].to_numpy()
         scores[name][good] = np.clip(1 - value / threshold, 0, 1)
+    blur = np.array([row.blur for row in rows if not row.reason])
+    scores["blurred"][good] = np.clip((blur - BLURRED) / (_MOST_BLURRED - BLURRED), 0, 1)
     shorter = np.array([min(row.width, row.height) for row in rows if not row.reason])
     scores["tiny"][good] = np.clip(1 - shorter / TINY, 0, 1)
     return scores

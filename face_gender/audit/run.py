@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from face_gender.audit import duplicates, embeddings, labels, pictures, stranger
 from face_gender.audit.findings import COLUMNS, ISSUES, Judged, clean
 from face_gender.audit.page import write_page
 from face_gender.audit.stages import Arrays, Stages, key_of
-from face_gender.checkpoint import Checkpoint, load_checkpoint
+from face_gender.checkpoint import Checkpoint, read_weights
 from face_gender.files import (
     InputError,
     Source,
@@ -144,6 +144,7 @@ class _Run:
         self.names: list[str] = given.table["path"].tolist()
         self.labels = given.table["label"].to_numpy(dtype=np.int64)
         self.source = given.source
+        self.known_groups: list[str] = list(given.table.get("group", []))
         self.stages = stages
         self.jobs = jobs
         self.seed = seed
@@ -159,28 +160,26 @@ class _Run:
         pairs = self._pairs(measured, content)
         none = np.zeros(len(self.names), dtype=np.float32)
         judged = Judged(self.names, self.labels, measured, pairs, none, none)
-        groups = judged.groups()
-        embedded = {
-            name: self._embedded(each, f"embeddings_{i}", content)
-            for i, (name, each) in enumerate(checkpoints.items())
-        }
+        groups = judged.groups(self.known_groups)
+        embedded = [
+            self._embedded(each, f"embeddings_{i}", content)
+            for i, each in enumerate(checkpoints.values())
+        ]
         folds = embeddings.fold_of(groups, self.folds, self.seed)
         if recipe is not None:
             answers = self._answers_by_training(recipe, folds, measured, content)
         else:
+            hashes = measured["sha256"].tolist()
+            unseen = [embeddings.not_seen(each, hashes, groups) for each in checkpoints.values()]
             answers = embeddings.mean_answer([
-                embeddings.out_of_fold(
-                    embedded[name],
-                    self.labels,
-                    folds,
-                    embeddings.not_seen(each, measured["sha256"].tolist()),
-                )
-                for name, each in checkpoints.items()
+                embeddings.out_of_fold(found["final"], self.labels, folds, rows)
+                for found, rows in zip(embedded, unseen, strict=True)
             ])  # fmt: skip
+        early = [found["early"] for found in embedded]
         judged = replace(
             judged,
             suspicion=labels.suspects(self.labels, answers),
-            strangeness=strangers.strangeness(list(embedded.values()), measured["reason"] == ""),
+            strangeness=strangers.strangeness(early, measured["reason"] == ""),
         )
         return judged, groups, answers
 
@@ -216,18 +215,17 @@ class _Run:
 
         return duplicates.Pairs(**self.stages.get("near_duplicates", content, make))
 
-    def _embedded(self, checkpoint: Checkpoint, name: str, content: str) -> npt.NDArray[np.float16]:
-        key = key_of(content, *(tensor.sum().item() for tensor in checkpoint.weights.values()))
+    def _embedded(
+        self, checkpoint: Checkpoint, name: str, content: str
+    ) -> dict[str, npt.NDArray[np.float16]]:
+        sums = [tensor.sum().item() for tensor in checkpoint.weights.values()]
+        key = key_of(content, checkpoint.recipe.arch, checkpoint.preprocessing, sums)
 
         def make() -> Arrays:
             with self._bar(name.replace("_", " "), len(self.names)) as bar:
-                return {
-                    "features": embeddings.embed_all(
-                        checkpoint, self.table, self.source, self.jobs, bar
-                    )
-                }
+                return embeddings.embed_all(checkpoint, self.table, self.source, self.jobs, bar)
 
-        return self.stages.get(name, key, make)["features"]
+        return self.stages.get(name, key, make)
 
     def _answers_by_training(
         self,
@@ -276,11 +274,29 @@ def _open(path: str | os.PathLike[str], data: str | os.PathLike[str] | None) -> 
     index = read_index(path)
     if index.empty:
         raise InputError(f"{path} names no pictures: make an index with data_split.py.")
-    source = open_source(data) if data is not None else find_data(path, index)
+    try:
+        source = open_source(data) if data is not None else find_data(path, index)
+    except InputError:
+        if data is not None or "split" in index:
+            raise
+        with suppress(InputError):
+            # An older form, whose names may be those of pictures in male/ and female/ beside it.
+            table, source, _ = list_pictures(path)
+            return _Input(table, source, None)
+        raise
     check_matches(index, source)
     # A row that stands there twice is no copy of a picture, and clean would drop both.
-    table = index[["path", "label"]].drop_duplicates(ignore_index=True)
-    return _Input(table, source, index)
+    table = index.drop_duplicates(["path", "label"], ignore_index=True)
+    table = table[[name for name in ("path", "label", "group") if name in table]]
+    return _Input(table, source, _as_it_was(path))
+
+
+def _as_it_was(path: Path) -> pd.DataFrame:
+    """Return an index with every cell as its text, rows and columns as they stand there."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    width = len(rows[0])
+    return pd.DataFrame([(row + [""] * width)[:width] for row in rows[1:]], columns=rows[0])
 
 
 def _check(output: Path, given: Path, folds: int, score: float, jobs: int | None) -> None:
@@ -307,7 +323,16 @@ def _load(weights: Sequence[str | os.PathLike[str]]) -> dict[str, Checkpoint]:
     paths = [Path(each) for each in weights] or default_weights()
     if not paths:
         raise InputError(f"{_WEIGHTS} holds no audit_*.pth: name a checkpoint with --weights.")
-    return {os.fspath(path): load_checkpoint(path) for path in paths}
+    checkpoints = {}
+    for path in paths:
+        found = read_weights(path)
+        if not isinstance(found, Checkpoint):
+            raise InputError(
+                f"{path} is a plain state_dict, which does not say what it has seen: name a "
+                "checkpoint of this kit."
+            )
+        checkpoints[os.fspath(path)] = found
+    return checkpoints
 
 
 def default_weights() -> list[Path]:
@@ -334,7 +359,7 @@ def _not_judged(answers: npt.NDArray[np.float32], good: npt.NDArray[np.bool_]) -
         return ()
     return (
         f"the labels of {unknown} of {int(good.sum())} pictures were not judged, since every "
-        "checkpoint has seen them: use --recipe, which trains one in folds.",
+        "checkpoint has seen them or too few are left to learn from: --recipe trains one in folds.",
     )
 
 

@@ -10,7 +10,7 @@ from scipy.linalg import solve_triangular
 from sklearn.covariance import LedoitWolf
 
 # Of logarithms of distances, in robust standard deviations: where findings begin.
-FAR = 3.0
+FAR = 3.5
 # The score is 0.5 here and 1 at twice as far.
 _VERY_FAR = 4.0
 _SAMPLE = 20_000
@@ -23,7 +23,7 @@ _FEWEST = 50
 def strangeness(
     embedded: Sequence[npt.NDArray[np.float16]], good: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Return the score (n,) of being no face, 0 for none, from 0.375 up to 1.
+    """Return the score (n,) of being no face, 0 for none, from 0.4375 up to 1.
 
     ``embedded``: embeddings (n, features) of one or several nets, whose distances are averaged;
     ``good`` (n,): the pictures that could be read.
