@@ -128,8 +128,9 @@ def run_scale(options: argparse.Namespace) -> None:
     for label in ("male", "female"):
         (data / label).mkdir(parents=True, exist_ok=True)
     jobs = [(data, i, min(i + 1_000, count)) for i in range(0, count, 1_000)]
+    missing = [job for job in jobs if not (data / "female" / f"{job[2] - 1:06d}.jpg").exists()]
     with ProcessPoolExecutor(cpu_count()) as pool:
-        list(pool.map(write_pictures, jobs))
+        list(pool.map(write_pictures, missing))
     seconds: dict[str, float] = {}
     get = Stages.get
 

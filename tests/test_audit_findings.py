@@ -29,7 +29,7 @@ from face_gender.audit.embeddings import (
 )
 from face_gender.audit.findings import COLUMNS, ISSUES, Judged, clean
 from face_gender.audit.labels import suspects
-from face_gender.audit.pictures import QUALITY_ISSUES, measure_all
+from face_gender.audit.pictures import BLURRED, QUALITY_ISSUES, blur_effect, measure_all
 from face_gender.audit.stages import Stages, key_of
 from face_gender.audit.strangers import strangeness
 from face_gender.checkpoint import Checkpoint, hash64
@@ -719,3 +719,19 @@ def test_copies_of_one_picture_alone_end_in_no_error(different: int) -> None:
 def test_more_features_than_pictures_are_no_error() -> None:
     scores = strangeness([cloud(60, 200)], np.ones(60, dtype=bool))
     assert np.isfinite(scores).all()
+
+
+def test_blur_effect_grows_with_blur_and_is_nothing_for_one_colour() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 7, 3), dtype=np.uint8)
+    sharp = Image.fromarray(noise).resize((98, 112), Image.Resampling.NEAREST)
+    effects = [
+        max(
+            blur_effect(sharp.filter(ImageFilter.GaussianBlur(radius)), side, length)
+            for side, length in ((128, 11), (32, 7))
+        )
+        for radius in (0, 1, 3, 6)
+    ]
+    assert effects == sorted(effects)
+    assert effects[0] < 0.3 and effects[-1] > BLURRED
+    assert blur_effect(Image.new("RGB", (50, 60), "red"), 128, 11) == 0
+    assert 0 <= blur_effect(Image.new("RGB", (1, 1)), 32, 7) <= 1

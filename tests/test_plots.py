@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -89,3 +90,18 @@ def test_answers_that_differ_from_the_label_are_red(faces: Path) -> None:
     answers = [Prediction(f"male/m_{i}.jpg", ("male", "female"), (0.9, 0.1)) for i in range(2)]
     figure = plots.answers_grid(answers, ["male", "female"], open_source(faces))
     assert [axes.title.get_color() for axes in figure.axes[:2]] == ["black", "#c00000"]
+
+
+def test_worst_findings_are_a_row_an_issue_and_copies_stand_beside_each_other(faces: Path) -> None:
+    rows = [
+        ("male/m_0.jpg", "male", "exact_duplicate", 1.0, "male/m_1.jpg", "leave out", ""),
+        ("male/m_2.jpg", "male", "label", 0.9, "", "relabel", "female"),
+        ("male/gone.jpg", "male", "unreadable", 1.0, "", "replace", ""),
+    ]
+    columns = ["path", "label", "issue", "score", "related", "suggestion", "looks_like"]
+    figure = plots.worst_findings(pd.DataFrame(rows, columns=columns), open_source(faces))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0].startswith("exact duplicate") and titles[1].strip() == "same as left"
+    assert "looks female" in titles[8]
+    assert titles[16].startswith("unreadable")
+    assert len(figure.axes) == 24
