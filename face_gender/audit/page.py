@@ -48,8 +48,9 @@ HEADINGS = {
         "Keep the best copy, or keep all of them in one split.",
     ),
     "not_a_face": (
-        "No face",
-        "Pictures unlike the faces in the rest of the data. Remove those that show no face.",
+        "No face?",
+        "Pictures unlike the rest: no faces, faces in unusual light or colour, and people who are "
+        "rare in the data. Remove those alone that show no face.",
     ),
     "unreadable": (
         "Unreadable",
