@@ -1,15 +1,18 @@
 """Reproduce the figures of docs/audit.md.
 
+python -m tools.audit_figures halves DATA WORK
 python -m tools.audit_figures natural DATA WORK
 python -m tools.audit_figures planted DATA WORK --portraits OFFICIALS
 python -m tools.audit_figures flips DATA WORK
 python -m tools.audit_figures win_back DATA WORK
 python -m tools.audit_figures sheet DATA WORK ISSUE
 
-DATA is utkface.zip. ``natural`` audits it into WORK/natural and compares the exact duplicates with
-sha256 alone; the others need it. ``planted`` adds 300 altered copies and 200 strangers; ``flips``
-turns labels of a cleaned subset; ``win_back`` trains on right, on turned and on cleaned labels;
-``sheet`` writes the strongest 100 findings of an issue as WORK/ISSUE.png, to be looked at.
+DATA is utkface.zip. ``halves`` writes the two indexes that the audit's own weights were trained
+by, WORK/half_a.csv and half_b.csv. ``natural`` audits DATA into WORK/natural and compares the exact
+duplicates with sha256 alone; what follows needs it. ``planted`` adds 300 altered copies and 200
+strangers; ``flips`` turns labels of a cleaned subset; ``win_back`` trains on right, on turned and
+on cleaned labels; ``sheet`` writes the strongest 100 findings of an issue as WORK/ISSUE_0.png, to
+be looked at.
 """
 
 from __future__ import annotations
@@ -27,11 +30,13 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from face_gender.audit import embeddings, labels, pictures, strangers
-from face_gender.audit.duplicates import near_duplicates
+from face_gender.audit.duplicates import Pairs, near_duplicates
+from face_gender.audit.findings import Judged
 from face_gender.audit.run import AuditReport, audit, default_weights
 from face_gender.checkpoint import load_checkpoint
 from face_gender.files import FolderSource, InputError, find_images, open_source
 from face_gender.images import UnreadableImage, load_image
+from face_gender.index import list_pictures, split_rows, write_index
 from face_gender.metrics import wilson_interval
 from face_gender.recipes import get_recipe
 from face_gender.training import evaluate, train
@@ -45,7 +50,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("natural", "planted", "flips", "win_back", "sheet"):
+    for name in ("halves", "natural", "planted", "flips", "win_back", "sheet"):
         command = commands.add_parser(name)
         command.add_argument("data", type=Path)
         command.add_argument("work", type=Path)
@@ -57,6 +62,28 @@ def parse() -> argparse.Namespace:
             command.add_argument("--first", type=int, default=0)
             command.add_argument("--count", type=int, default=100)
     return parser.parse_args()
+
+
+def run_halves(options: argparse.Namespace) -> None:
+    """Write two indexes: one half to train and choose on, the other as its test split; and back."""
+    table, source, _ = list_pictures(options.data)
+    measured = pictures.measure_all(source, table["path"].tolist(), 2, int)
+    unique = np.unique(measured["sha256"], return_index=True)[1]
+    found = near_duplicates(measured["fingerprints"][unique], 2)
+    none = np.zeros(len(table), dtype=np.float32)
+    pairs = Pairs(unique[found.first], unique[found.second], found.agreement, found.mirrored)
+    paths, given = table["path"].tolist(), table["label"].to_numpy()
+    table["sha256"] = measured["sha256"].astype(object)
+    table["group"] = Judged(paths, given, measured, pairs, none, none).groups()
+    mixed = table.groupby("sha256")["label"].transform("nunique") > 1
+    table = table[~mixed].reset_index(drop=True)
+    halves = split_rows(table, (50, 0, 50), 0)
+    rng = np.random.default_rng(0)
+    options.work.mkdir(parents=True, exist_ok=True)
+    for name, own in (("a", "train"), ("b", "test")):
+        split = np.where(halves == own, "train", "test")
+        split[(halves == own) & (rng.random(len(table)) < 0.06)] = "val"
+        write_index(table.assign(split=split), options.work / f"half_{name}.csv")
 
 
 def natural(options: argparse.Namespace) -> AuditReport:
@@ -292,6 +319,7 @@ def main() -> int:
     """Run the command and return its exit code."""
     options = parse()
     commands = {
+        "halves": run_halves,
         "natural": run_natural,
         "planted": run_planted,
         "flips": run_flips,
