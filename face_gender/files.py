@@ -245,6 +245,16 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
         raise InputError(f"{path} cannot be written (no permission): name another place.")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises InputError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be made ({error.strerror}): name another folder with --output."
+        ) from error
+
+
 def _is_same_file(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 

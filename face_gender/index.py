@@ -177,11 +177,13 @@ def left_out(data: str | os.PathLike[str], index: str | os.PathLike[str]) -> lis
 
 
 def write_index(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write an index atomically as UTF-8; names that are not UTF-8 keep their bytes."""
-    # The csv module leaves a lone carriage return unquoted, and then reads it as a line's end.
-    odd = any("\r" in name for name in table.get("path", table.iloc[:, 0]))
-    quoting = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
-    text = table.to_csv(index=False, lineterminator="\n", quoting=quoting)
+    """Write an index, or a table beside one, atomically as UTF-8.
+
+    Names that are not UTF-8 keep their bytes.
+    """
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # which the csv module leaves unquoted, and then reads as a line's end
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
@@ -191,7 +193,7 @@ def read_index(path: str | os.PathLike[str]) -> pd.DataFrame:
     The older forms ``path,label`` and ``image_name,class`` are read too; a label is 0, 1, male
     or female. Raises InputError for a missing file, missing columns and unknown labels.
     """
-    table = _read_csv(Path(path), "make an index with data_split.py")
+    table = read_cells(Path(path), "make an index with data_split.py")
     older = {old: new for old, new in _OLDER_NAMES.items() if new not in table}
     table = table.rename(columns=older)
     missing = [name for name in ("path", "label") if name not in table]
@@ -443,7 +445,7 @@ def _locate(root: Path, name: str, label: int) -> str:
 
 def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     """Read ``path,group``; its paths are relative to the data or to what holds male/, female/."""
-    table = _read_csv(path, "name a CSV with the columns path and group")
+    table = read_cells(path, "name a CSV with the columns path and group")
     if "path" not in table or "group" not in table:
         raise InputError(f"{path} must have the columns path and group.")
     group_of: dict[str, str] = {}
@@ -465,7 +467,7 @@ def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _read_csv(path: Path, cure: str) -> pd.DataFrame:
+def read_cells(path: Path, cure: str) -> pd.DataFrame:
     """Read a CSV with a header, all of it as text. Raises InputError, which ends in ``cure``."""
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.

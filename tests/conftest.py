@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,15 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 def faces(tmp_path: Path) -> Path:
     """A data set of 20 + 20 drawn faces."""
     return make_faces(tmp_path / "data")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Nets as small as these are slower on two threads than on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

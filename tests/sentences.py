@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +15,13 @@ def sentence(caught: pytest.ExceptionInfo[Exception]) -> str:
     assert "\n" not in message, message
     assert not re.search(r"[.!?]\s+[A-Z]", message), message
     return message
+
+
+def broken_archive(data: Path) -> list[str]:
+    (data / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
+    return [str(data / "broken.zip")]
+
+
+def text_file(data: Path) -> list[str]:
+    (data / "notes.txt").write_text("x")
+    return [str(data / "notes.txt")]

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import COLOURS, ROOT, draw_face, make_faces, make_zip, snapshot
 from PIL import Image
-from sentences import sentence
+from sentences import broken_archive, sentence, text_file
 
 import data_split
 import face_gender.audit
@@ -36,13 +36,7 @@ Capture = pytest.CaptureFixture[str]
 OUTPUTS = ("audit.csv", "audit.html", "groups.csv")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets as small as these are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save_checkpoint(path: Path, seen: tuple[str, ...] = (), seed: int = 3) -> Path:
@@ -544,16 +538,6 @@ def index_of_other_pictures(data: Path) -> list[str]:
 
 def data_of_a_folder(data: Path) -> list[str]:
     return [str(data), "--data", str(data)]
-
-
-def broken_archive(data: Path) -> list[str]:
-    (data / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
-    return [str(data / "broken.zip")]
-
-
-def text_file(data: Path) -> list[str]:
-    (data / "notes.txt").write_text("x")
-    return [str(data / "notes.txt")]
 
 
 def output_is_a_file(data: Path) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, draw_face, make_faces, make_zip, snapshot
+from sentences import broken_archive, text_file
 
 import data_split
 from face_gender.index import read_index
@@ -112,16 +113,6 @@ def class_of_two(data: Path) -> list[str]:
     for i in range(2, 4):
         (data / "female" / f"f_{i}.jpg").unlink()
     return [str(data)]
-
-
-def broken_archive(data: Path) -> list[str]:
-    (data / "broken.zip").write_bytes(b"PK\x03\x04 and no more")
-    return [str(data / "broken.zip")]
-
-
-def text_file(data: Path) -> list[str]:
-    (data / "notes.txt").write_text("x")
-    return [str(data / "notes.txt")]
 
 
 def existing_csv(data: Path) -> list[str]:

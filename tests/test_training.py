@@ -6,7 +6,6 @@ import hashlib
 import math
 import multiprocessing
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,13 +39,7 @@ QUICK = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)
 ONE_EPOCH = replace(QUICK, epochs=1, batch_size=16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets as small as these are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ def report_strangers(
           f"{len(real)} pictures of the data flagged ({real.mean():.2%}); {by_kind}")  # fmt: skip
 
 
-def subset(options: argparse.Namespace, report: AuditReport) -> npt.NDArray[np.int64]:
+def subset(report: AuditReport) -> npt.NDArray[np.int64]:
     """Return the rows of a cleaned subset: no finding, and older than a baby by name."""
     listed = set(report.findings.loc[report.findings["issue"] != "blurred", "path"])
     ages = report.table["path"].str.extract(r"/(\d+)_")[0].astype(float)
@@ -239,7 +239,7 @@ def run_flips(options: argparse.Namespace) -> None:
     """Print precision and recall of the suspects among turned labels."""
     report = natural(options)
     everything = np.flatnonzero(np.isfinite(report.answers).all(axis=1))
-    for name, rows in (("cleaned", subset(options, report)), ("as published", everything)):
+    for name, rows in (("cleaned", subset(report)), ("as published", everything)):
         right = report.table["label"].to_numpy()[rows]
         for share in (0.03, 0.1):
             for seed in options.seeds:
@@ -256,7 +256,7 @@ def run_flips(options: argparse.Namespace) -> None:
 def run_win_back(options: argparse.Namespace) -> None:
     """Print test accuracies after training on right, turned and cleaned labels."""
     report = natural(options)
-    rows = subset(options, report)
+    rows = subset(report)
     right = report.table["label"].to_numpy()[rows]
     recipe = get_recipe("compact_cnn", epochs=8)
     for seed in options.seeds:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from face_gender import CLASSES
 from face_gender.audit.duplicates import Pairs
+from face_gender.audit.page import MAX_RELATED
 from face_gender.audit.pictures import QUALITY_ISSUES
 
 COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
@@ -31,9 +32,6 @@ ISSUES = (
     "tiny",
     "odd_aspect",
 )
-
-# A placeholder with a thousand copies would else make a million of names.
-_RELATED = 24
 
 _QUALITY_ADVICE = "leave out where the face cannot be made out"
 
@@ -126,7 +124,9 @@ class Judged:
         for rows in self._same_bytes():
             if len({int(self.labels[row]) for row in rows}) > 1:
                 for row in rows:
-                    others = "|".join([self.paths[each] for each in rows if each != row][:_RELATED])
+                    others = "|".join(
+                        [self.paths[each] for each in rows if each != row][:MAX_RELATED]
+                    )
                     found.append(
                         self._row(row, "duplicate_other_label", 1.0, "leave out all of them, or "
                                   "keep the one whose label is right", others)

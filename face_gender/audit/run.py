@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,14 +28,15 @@ from face_gender.files import (
     Stderr,
     check_output,
     cpu_count,
+    make_folder,
     open_source,
-    write_atomically,
 )
 from face_gender.images import UnreadableImage, load_image
 from face_gender.index import (
     check_matches,
     find_data,
     list_pictures,
+    read_cells,
     read_index,
     split_rows,
     write_index,
@@ -124,9 +124,11 @@ def audit(
     good = judged.measured["reason"] == ""
     notes = (*given.notes, *_not_judged(answers, good))
     report = AuditReport(judged.findings(), table, answers, given.source, (), notes)
+    write_index(report.findings[list(COLUMNS)], output / "audit.csv")
+    write_index(table.loc[good, ["path", "group"]], output / "groups.csv")
     files = [
-        _write_csv(output / "audit.csv", report.findings[list(COLUMNS)]),
-        _write_csv(output / "groups.csv", table.loc[good, ["path", "group"]]),
+        output / "audit.csv",
+        output / "groups.csv",
         _write_html(output / "audit.html", report, jobs or cpu_count(), progress),
     ]
     if apply:
@@ -288,15 +290,7 @@ def _open(path: str | os.PathLike[str], data: str | os.PathLike[str] | None) -> 
     # A row that stands there twice is no copy of a picture, and clean would drop both.
     table = index.drop_duplicates(["path", "label"], ignore_index=True)
     table = table[[name for name in ("path", "label", "group") if name in table]]
-    return _Input(table, source, _as_it_was(path))
-
-
-def _as_it_was(path: Path) -> pd.DataFrame:
-    """Return an index with every cell as its text, rows and columns as they stand there."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    width = len(rows[0])
-    return pd.DataFrame([(row + [""] * width)[:width] for row in rows[1:]], columns=rows[0])
+    return _Input(table, source, read_cells(path, "make an index with data_split.py"))
 
 
 def _check(output: Path, given: Path, folds: int, score: float, jobs: int | None) -> None:
@@ -308,12 +302,7 @@ def _check(output: Path, given: Path, folds: int, score: float, jobs: int | None
         raise InputError(f"a score is above 0 and at most 1, not {score}.")
     if jobs is not None and jobs < 1:
         raise InputError("an audit takes at least one job.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{output} cannot be made ({error.strerror}): name another folder with --output."
-        ) from error
+    make_folder(output)
     for name in ("audit.csv", "audit.html", "groups.csv", "index_clean.csv"):
         check_output(output / name, [given])
 
@@ -361,14 +350,6 @@ def _not_judged(answers: npt.NDArray[np.float32], good: npt.NDArray[np.bool_]) -
         f"the labels of {unknown} of {int(good.sum())} pictures were not judged, since every "
         "checkpoint has seen them or too few are left to learn from: --recipe trains one in folds.",
     )
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> Path:
-    text = table.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # which the csv module leaves unquoted, and then reads as a line's end
-        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
-    return path
 
 
 def _write_clean(

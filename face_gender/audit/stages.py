@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from face_gender.files import InputError, write_atomically
+from face_gender.files import make_folder, write_atomically
 
 Arrays = Mapping[str, npt.NDArray]
 
@@ -20,12 +20,7 @@ class Stages:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder} cannot be made ({error.strerror}): name another --output."
-            ) from error
+        make_folder(folder)
 
     def get(self, name: str, key: str, make: Callable[[], Arrays]) -> dict[str, npt.NDArray]:
         """Return the arrays of a stage: from its file if that was made from ``key``, else made.
