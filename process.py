@@ -56,14 +56,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="labels alone, with probabilities and skipped files, or a table (default: flat)",
     )
     add("--recursive", action="store_true", help="subfolders too; names are relative paths")
-    add("--batch-size", type=_positive, default=32, metavar="N", help="pictures at a time (32)")
+    add("--batch-size", type=_positive, metavar="N", help="pictures at a time (default: chosen)")
     add(
         "--device",
         type=_device,
         default="auto",
         help="auto, cpu, cuda, cuda:1, mps (default: auto)",
     )
-    add("--workers", type=_positive, metavar="N", help="threads that read pictures")
+    add("--workers", type=_positive, metavar="N", help="threads (default: all processors)")
     add(
         "--threshold",
         type=_probability,
@@ -107,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
     classifier = load_classifier(weights, options.recipe, options.classes, options.device)
     if not options.quiet:
         tell(f"weights: {weights} ({classifier.checkpoint.describe()})")
+        tell(load_in_words(options, classifier, len(names)))
     answers = answer(options, classifier, source, names)
     answers += [Skipped(name, reason) for name, reason in source.unlisted]
     skipped = [each for each in answers if isinstance(each, Skipped)]
@@ -122,6 +123,16 @@ def run(options: argparse.Namespace) -> int:
         counts = ", ".join(f"{count} {label}" for label, count in sorted(Counter(labels).items()))
         tell(f"{output}: {counts}, {len(skipped)} skipped")
     return 3 if options.strict and skipped else 0
+
+
+def load_in_words(options: argparse.Namespace, classifier: Classifier, count: int) -> str:
+    """Say what was chosen: device, precision, threads and batch."""
+    from face_gender.devices import in_bits
+    from face_gender.inference import choose_load
+
+    device = classifier.device
+    batch, threads = choose_load(device, count, options.batch_size, options.workers)
+    return f"on {device} in {in_bits(classifier.dtype)}: {threads} threads, {batch} pictures each"
 
 
 def answer(

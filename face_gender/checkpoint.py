@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import platform
@@ -17,12 +18,11 @@ import PIL
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 import face_gender
 from face_gender.files import InputError, write_atomically
 from face_gender.models import build_model
-from face_gender.preprocessing import Preprocessing
+from face_gender.preprocessing import FaceTransform, Preprocessing
 from face_gender.recipes import RECIPES, Recipe, get_recipe
 
 FORMAT = 1
@@ -82,13 +82,24 @@ class Checkpoint:
         torch.save(content, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
-    def build(self) -> tuple[nn.Module, v2.Transform]:
+    def build(self) -> tuple[nn.Module, FaceTransform]:
         """Return the net, on the CPU in eval mode and float32, and the transform it takes.
 
         Raises InputError where the weights do not fit the recipe's net and the classes.
         """
-        model = build_model(self.recipe.arch, len(self.classes))
-        load_weights(model, self.weights, f"{self.recipe.name} with {len(self.classes)} classes")
+        name = f"{self.recipe.name} with {len(self.classes)} classes"
+        try:
+            # Without memory: to draw first weights that are replaced at once takes as long as to
+            # label a small folder.
+            with torch.device("meta"):
+                model = build_model(self.recipe.arch, len(self.classes))
+            load_weights(model, self.weights, name, assign=True)
+        except NotImplementedError:  # a net that calculates while it is built
+            model = None
+        tensors = itertools.chain(model.parameters(), model.buffers()) if model else ()
+        if model is None or any(each.is_meta for each in tensors):  # what the file lacks
+            model = build_model(self.recipe.arch, len(self.classes))
+            load_weights(model, self.weights, name)
         return model.eval(), self.preprocessing.eval_transform()
 
     def describe(self) -> str:
@@ -136,8 +147,13 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint | dict[str, Tensor]
     return _state_dict(content, path)
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
-    """Copy a state_dict into a model, all of it. Raises InputError where the two differ."""
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], name: str, assign: bool = False
+) -> None:
+    """Copy a state_dict into a model, all of it. Raises InputError where the two differ.
+
+    ``assign``: the model has no memory yet; it gets a copy, in float32.
+    """
     own = model.state_dict()
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
@@ -155,7 +171,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> 
                 f"these weights are not those of {name}: {key} is {tuple(tensor.shape)} "
                 f"and should be {tuple(own[key].shape)}: name their own recipe and classes."
             )
-    model.load_state_dict(dict(weights), strict=False)
+    if assign:
+        weights = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in weights.items()}
+    model.load_state_dict(dict(weights), strict=False, assign=assign)
 
 
 def as_int64(sha256: str) -> int:

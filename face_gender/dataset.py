@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+import math
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.sharedctypes import RawArray
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from face_gender.augmentation import draw
 from face_gender.files import InputError, Source, cpu_count, open_source
-from face_gender.images import UnreadableImage, load_image
+from face_gender.images import UnreadableImage, decode_pixels, load_image, read_bytes
 from face_gender.index import SPLITS, read_index
+from face_gender.preprocessing import FaceTransform
 
 # Starting workers takes longer than reading so few pictures.
 _WORTH_WORKERS = 256
+# Batches that each worker is asked for ahead.
+_AHEAD = 2
 
 
 class FaceDataset(Dataset[tuple[Any, int]]):
@@ -73,8 +82,9 @@ def select_split(index: str | os.PathLike[str] | pd.DataFrame, split: str | None
 class Batch(NamedTuple):
     """What the loader yields: pictures that could be read, and what became of the others.
 
-    ``images`` (n, 3, H, W) float32, None when n is 0; ``labels`` and ``positions`` (n,) int64;
-    ``failures``: (position, reason) of files that could not be read.
+    ``images`` (n, 3, H, W) float32, as the net takes them, on the loader's device, None when n is
+    0; ``labels`` and ``positions`` (n,) int64; ``failures``: (position, reason) of files that
+    could not be read.
     """
 
     images: Tensor | None
@@ -83,100 +93,260 @@ class Batch(NamedTuple):
     failures: list[tuple[int, str]]
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (position, seed of its augmentation), both drawn from the seed and the epoch alone.
+class _Task(NamedTuple):
+    """The slot of the shared memory to fill, and the positions (n,) of the pictures for it."""
 
-    So the same seed gives the same epoch whatever the number of workers. ``excluded`` positions
-    are left out from the next epoch on.
+    slot: int
+    positions: npt.NDArray[np.int64]
+
+
+class _Filled(NamedTuple):
+    """What stands in a slot: positions (n,) of its pictures, in order, and of those left out."""
+
+    slot: int
+    positions: npt.NDArray[np.int64]
+    failures: list[tuple[int, str]]
+
+
+class EpochSampler(Sampler[_Task]):
+    """Yields what is in each batch, in an order drawn from the seed and the epoch alone.
+
+    ``excluded`` positions are left out from the next epoch on.
     """
 
-    def __init__(self, size: int, shuffle: bool, seed: int) -> None:
+    def __init__(self, size: int, batch_size: int, slots: int, shuffle: bool, seed: int) -> None:
         self.size = size
+        self.batch_size = batch_size
+        self.slots = slots
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
         self.excluded: set[int] = set()
 
-    def __len__(self) -> int:
+    @property
+    def pictures(self) -> int:
+        """How many pictures the epoch has."""
         return self.size - len(self.excluded)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.arange(self.size)
+    def __len__(self) -> int:
+        return math.ceil(self.pictures / self.batch_size)
+
+    def __iter__(self) -> Iterator[_Task]:
+        order = np.arange(self.size)
         if self.shuffle:
-            generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch, -1))
-            order = torch.randperm(self.size, generator=generator)
-        for position in order.tolist():
-            if position not in self.excluded:
-                yield position, _mix(self.seed, self.epoch, position)
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        if self.excluded:
+            order = order[~np.isin(order, list(self.excluded))]
+        for batch, start in enumerate(range(0, len(order), self.batch_size)):
+            yield _Task(batch % self.slots, order[start : start + self.batch_size])
 
 
-def make_loader(
-    dataset: FaceDataset,
-    batch_size: int,
-    shuffle: bool = False,
-    seed: int = 0,
-    workers: int | None = None,
-    pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """Return a loader of `Batch`; set ``loader.sampler.epoch`` before each training epoch.
+class FaceLoader:
+    """The batches of an epoch, read, resized and finished on the device.
 
-    ``workers``: processes that read pictures; None takes one for each processor, at most 8, and
-    none for a small data set.
+    ``dataset``: with a transform made by `Preprocessing`, whose random changes are drawn from
+    the seed, the epoch and the picture's position alone: the same whatever the number of
+    workers. Set ``sampler.epoch`` before each training epoch.
+
+    ``workers``: processes that read. None takes one for each processor, at most 16, where the net
+    runs on another device; where it runs on the processors too, none: threads then decode a batch
+    on all of them between two steps of the net, and nobody waits for a processor.
     """
-    if workers is None:
-        workers = min(8, cpu_count()) if len(dataset) >= _WORTH_WORKERS else 0
-    return DataLoader(
-        _SeededItems(dataset),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), shuffle, seed),
-        num_workers=workers,
-        collate_fn=_collate,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        # Else starting workers draws from the global generator, which dropout draws from too.
-        generator=torch.Generator().manual_seed(seed),
-    )
 
-
-class _Item(NamedTuple):
-    position: int
-    image: Tensor | None
-    label: int
-    reason: str
-
-
-class _SeededItems(Dataset[_Item]):
-    """The data set as the loader asks for it: augmentation seeded, a bad file answered."""
-
-    def __init__(self, dataset: FaceDataset) -> None:
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        workers: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not isinstance(dataset.transform, FaceTransform):
+            raise TypeError("a FaceLoader needs Preprocessing.train_transform or eval_transform.")
         self.dataset = dataset
+        self.transform = dataset.transform
+        self.device = torch.device(device)
+        if workers is None:
+            worthwhile = self.device.type != "cpu" and len(dataset) >= _WORTH_WORKERS
+            workers = min(16, cpu_count()) if worthwhile else 0
+        self.workers = workers
+        batch_size = min(batch_size, max(1, len(dataset)))
+        # Those that the workers are asked for ahead, the one in use, and the next.
+        slots = workers * _AHEAD + 2
+        size = self.transform.preprocessing
+        memory = _Slots((slots, batch_size, size.height, size.width, 3), shared=workers > 0)
+        self.sampler = EpochSampler(len(dataset), batch_size, slots, shuffle, seed)
+        self._reader = _Reader(dataset, memory)
+        self._processes = _Processes(self._reader, self.sampler, workers) if workers else None
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.sampler)
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item:
-        position, seed = key
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.read():
+            images = None
+            if batch.images is not None:
+                chances = draw(self.sampler.seed, self.sampler.epoch, batch.positions)
+                images = self.transform.finish(batch.images.to(self.device), chances)
+            yield batch._replace(images=images)
+
+    def read(self) -> Iterator[Batch]:
+        """Yield each batch as it was read: ``images`` uint8, resized, in this process's memory.
+
+        A later batch is written over them: use them before asking for the next. Raises InputError
+        where a worker was killed.
+        """
+        memory = self._reader.memory.tensor()
+        for filled in self._processes or _in_threads(self._reader, self.sampler):
+            positions = torch.from_numpy(filled.positions)
+            pixels = memory[filled.slot, : len(positions)].permute(0, 3, 1, 2)
+            labels = torch.from_numpy(self.dataset.labels[filled.positions])
+            yield Batch(pixels if len(positions) else None, labels, positions, filled.failures)
+
+
+class _Slots:
+    """Memory (slots, batch, H, W, 3) uint8 that forked and spawned workers share.
+
+    New memory for every batch, as torch's own collate takes, costs as much as decoding.
+    """
+
+    def __init__(self, shape: tuple[int, ...], shared: bool) -> None:
+        self.shape = shape
+        size = math.prod(shape)
+        # In a file of the system's choice where /dev/shm is small, as it is in containers.
+        self.memory = RawArray("B", size) if shared else bytearray(size)
+
+    def tensor(self) -> Tensor:
+        """Return the memory as a tensor."""
+        return torch.frombuffer(self.memory, dtype=torch.uint8).view(self.shape)
+
+
+class _Reader(Dataset[_Filled]):
+    """Fills slots with decoded and resized pictures; a bad file is answered with its reason."""
+
+    def __init__(self, dataset: FaceDataset, memory: _Slots) -> None:
+        self.paths = dataset.paths
+        self.source = dataset.source
+        assert isinstance(dataset.transform, FaceTransform)
+        self.resized = dataset.transform.preprocessing.resized
+        self.memory = memory
+
+    def __getitem__(self, task: _Task) -> _Filled:
+        places = range(len(task.positions))
+        return self.compacted(task, self.decode(task, places, self.fetch(task, places)))
+
+    def fetch(self, task: _Task, places: range) -> list[bytes | UnreadableImage]:
+        """Return the bytes of the pictures for some places of a slot."""
+        names = [str(self.paths[i]) for i in task.positions[places.start : places.stop]]
+        return [_or_error(read_bytes, name, self.source) for name in names]
+
+    def decode(
+        self, task: _Task, places: range, data: Sequence[bytes | UnreadableImage]
+    ) -> list[str]:
+        """Fill some places of a slot; return for each "", or the reason why it stays empty."""
+        slot = self.memory.tensor()[task.slot].permute(0, 3, 1, 2)
+        reasons = []
+        for place, encoded in zip(places, data, strict=True):
+            pixels: Tensor | UnreadableImage
+            if isinstance(encoded, UnreadableImage):
+                pixels = encoded
+            else:
+                name = str(self.paths[task.positions[place]])
+                pixels = _or_error(decode_pixels, encoded, name)
+            if isinstance(pixels, Tensor):
+                self.resized(pixels, out=slot[place])
+            reasons.append("" if isinstance(pixels, Tensor) else pixels.reason)
+        return reasons
+
+    def compacted(self, task: _Task, reasons: Sequence[str]) -> _Filled:
+        """Close the gaps that unreadable pictures leave in a slot."""
+        good = [place for place, reason in enumerate(reasons) if not reason]
+        if len(good) < len(reasons):
+            slot = self.memory.tensor()[task.slot]
+            slot[: len(good)] = slot[good]
+        answers = zip(task.positions.tolist(), reasons, strict=True)
+        failures = [(position, reason) for position, reason in answers if reason]
+        return _Filled(task.slot, task.positions[good], failures)
+
+
+_Result = TypeVar("_Result")
+
+
+def _or_error(function: Callable[..., _Result], *arguments: Any) -> _Result | UnreadableImage:
+    try:
+        return function(*arguments)
+    except UnreadableImage as error:
+        return error
+
+
+def _in_threads(reader: _Reader, sampler: EpochSampler) -> Iterator[_Filled]:
+    """Decode each batch on all processors at once; the bytes of the next ones are read ahead."""
+    count, threads = cpu_count(), torch.get_num_threads()
+    disk = ThreadPoolExecutor(count)
+    processors = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def start(task: _Task) -> _Started:
+        parts = _parts(len(task.positions), count)
+        return task, [(part, disk.submit(reader.fetch, task, part)) for part in parts]
+
+    def finish(task: _Task, fetched: list[tuple[range, Future[Any]]]) -> _Filled:
+        decoded = [
+            processors.submit(reader.decode, task, part, data.result()) for part, data in fetched
+        ]
+        return reader.compacted(task, [each for part in decoded for each in part.result()])
+
+    ahead: deque[_Started] = deque()
+    try:
+        for task in sampler:
+            ahead.append(start(task))
+            if len(ahead) > _AHEAD:
+                yield finish(*ahead.popleft())
+        while ahead:
+            yield finish(*ahead.popleft())
+    finally:
+        disk.shutdown(cancel_futures=True)
+        processors.shutdown(cancel_futures=True)
+        # What new threads start from, which those of the pool have changed.
+        torch.set_num_threads(threads)
+
+
+_Started = tuple[_Task, list[tuple[range, Future[Any]]]]
+
+
+def _parts(count: int, parts: int) -> list[range]:
+    """Cut ``count`` places into ranges of nearly one length."""
+    edges = [count * i // parts for i in range(parts + 1)]
+    return [range(*edge) for edge in itertools.pairwise(edges)]
+
+
+class _Processes:
+    """Worker processes that fill slots, kept from epoch to epoch."""
+
+    def __init__(self, reader: _Reader, sampler: EpochSampler, workers: int) -> None:
+        self.loader: DataLoader[_Filled] = DataLoader(
+            reader,
+            batch_size=None,  # the sampler makes the batches
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            sampler=sampler,
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            persistent_workers=True,
+            # Else starting workers draws from the global generator, which dropout draws from too.
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
+
+    def __iter__(self) -> Iterator[_Filled]:
         try:
-            with torch.random.fork_rng(devices=[]):
-                # torch.manual_seed would reseed every accelerator too, for each picture.
-                torch.default_generator.manual_seed(seed)
-                image, label = self.dataset[position]
-        except UnreadableImage as error:
-            return _Item(position, None, -1, error.reason)
-        return _Item(position, image, label, "")
+            yield from self.loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a process that reads pictures was killed, for lack of memory or of shared memory: "
+                "use workers=0, a smaller batch_size, or in a container a larger --shm-size."
+            ) from error
 
 
-def _collate(items: list[_Item]) -> Batch:
-    good = [item for item in items if item.image is not None]
-    images = [item.image for item in good if item.image is not None]
-    return Batch(
-        images=torch.stack(images) if images else None,
-        labels=torch.tensor([item.label for item in good], dtype=torch.int64),
-        positions=torch.tensor([item.position for item in good], dtype=torch.int64),
-        failures=[(item.position, item.reason) for item in items if item.image is None],
-    )
-
-
-def _mix(seed: int, epoch: int, position: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def _as_it_is(filled: _Filled) -> _Filled:
+    return filled

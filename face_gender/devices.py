@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
+
 import torch
 
 from face_gender.files import InputError
@@ -43,3 +46,28 @@ def _cpu_has_bfloat16() -> bool:
     # torch names no public test; where a release lacks these, the answer is float32.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def in_bits(precision: torch.dtype | None) -> str:
+    """Return the name of a precision, such as bfloat16; None is float32."""
+    return str(precision or torch.float32).removeprefix("torch.")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether a device, or the machine, had no memory left for a tensor."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of giving it back to the system.
+
+    A batch's tensors are tens of MB. glibc asks the system for each and gives it back; to be
+    given it anew, page by page, can cost more than the calculation that fills it. Does nothing
+    where the C library is another.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import multiprocessing
 import os
 import re
-from collections.abc import Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,11 +38,19 @@ from face_gender.files import (
     open_source,
     write_atomically,
 )
-from face_gender.images import UnreadableImage, decode_image
+from face_gender.images import MAX_PIXELS, MAX_SIDE, UnreadableImage, decode_image
+from face_gender.sound import sound_size
 
 SPLITS = ("train", "val", "test")
 _OLDER_NAMES = {"image_name": "path", "class": "label"}
-_CHUNK = 1_000
+_SEARCHED = 1_000  # rows that tell whether an index belongs to some data
+# Files that one worker hashes at a time: an interruption waits for the end of these.
+_CHUNK = 100
+# Starting processes takes longer than hashing so few files.
+_WORTH_PROCESSES = 2_000
+_MOST_PROCESSES = 61  # that Windows can wait for
+
+_Hashed = tuple[str, str]  # sha256, or "" and the reason
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ def create_csv(
     table["sha256"] = _text(hashes)
     if groups or group_of:
         table["group"] = _text([group_of.get(name, "") for name in names])
-    table = table[table["sha256"] != ""].sort_values("path", ignore_index=True)
+    table = table[table["sha256"] != ""].reset_index(drop=True)
     table, contradictions = _without_contradictions(table)
     _check_classes(table["label"].tolist(), data, unreadable)
     table["split"] = split_rows(table, shares, seed)
@@ -152,7 +166,7 @@ def find_data(index: str | os.PathLike[str], table: pd.DataFrame) -> Source:
     Raises InputError where neither the CSV's folder nor an archive in it holds them.
     """
     folder = Path(index).absolute().parent
-    names = table["path"].tolist()[:_CHUNK]
+    names = table["path"].tolist()[:_SEARCHED]
     archives = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip")
     if any((folder / name).is_file() for name in names):
         return FolderSource(folder)
@@ -203,7 +217,8 @@ def read_index(path: str | os.PathLike[str]) -> pd.DataFrame:
             "make the index with data_split.py."
         )
     words = {"0": 0, "1": 1, **{name: i for i, name in enumerate(CLASSES)}}
-    labels = table["label"].str.strip().str.lower().map(words)
+    label_of = {cell: words.get(cell.strip().lower()) for cell in set(table["label"])}
+    labels = table["label"].map(label_of)
     if labels.isna().any():
         row = int(np.flatnonzero(labels.isna())[0])
         raise InputError(
@@ -230,40 +245,68 @@ def split_rows(table: pd.DataFrame, shares: Sequence[float], seed: int) -> npt.N
     with large groups; while a class has only as many units left as it has empty splits, it goes
     to one of these. Raises InputError where a class has fewer units than splits.
     """
-    labels, hashes = table["label"].to_numpy(), table["sha256"].to_numpy(dtype=object)
+    labels, hashes = table["label"].tolist(), table["sha256"].tolist()
     units = _units(table)
-    counts = np.array([np.bincount(labels[rows], minlength=2) for rows in units])
-    keys = [_key(seed, min(hashes[rows])) for rows in units]
+    counts = [_count(labels, rows) for rows in units]
+    keys = [_key(seed, min(hashes[row] for row in rows)) for rows in units]
     # Were one label dealt out before, a unit of both might be owed to two splits at once.
-    mixed = [bool(count.min()) for count in counts]
+    mixed = [min(count) > 0 for count in counts]
     order = sorted(range(len(units)), key=lambda i: (not mixed[i], -len(units[i]), keys[i]))
     used = [i for i, share in enumerate(shares) if share > 0]
-    quota = np.array([_quotas(int(n), [shares[i] for i in used]) for n in counts.sum(axis=0)]).T
-    left = (counts > 0).sum(axis=0)
+    totals = [sum(count[label] for count in counts) for label in (0, 1)]
+    quota = [_quotas(total, [shares[i] for i in used]) for total in totals]
+    left = [sum(count[label] > 0 for count in counts) for label in (0, 1)]
     for label, units_left in enumerate(left):
         if 0 < units_left < len(used):
             raise InputError(
                 f"class {CLASSES[label]} has only {units_left} groups of pictures that "
                 f"belong together: {len(used)} splits need as many; add pictures or groups."
             )
-    filled = np.zeros_like(quota)
-    splits = np.empty(len(table), dtype="<U5")
+    filled = [[0] * len(used) for _ in left]
+    splits = [""] * len(labels)
     for unit in order:
         chosen = _choose(filled, quota, counts[unit], left)
-        filled[chosen] += counts[unit]
-        left = left - (counts[unit] > 0)
-        splits[units[unit]] = SPLITS[used[chosen]]
-    return splits
+        for label, count in enumerate(counts[unit]):
+            filled[label][chosen] += count
+            left[label] -= count > 0
+        for row in units[unit]:
+            splits[row] = SPLITS[used[chosen]]
+    return np.array(splits, dtype="<U5")
 
 
-def _choose(filled: npt.NDArray, quota: npt.NDArray, count: npt.NDArray, left: npt.NDArray) -> int:
-    """Pick the split for a unit with ``count`` (2,) pictures; ``filled``, ``quota`` (splits, 2)."""
-    present = count > 0
-    level = ((filled + count / 2) / np.maximum(quota, 1e-9))[:, present] @ count[present]
-    must = (filled == 0)[:, present] & (left <= (filled == 0).sum(axis=0))[present]
-    if must.any():
-        level = np.where(must.any(axis=1), level, np.inf)
-    return int(level.argmin())
+def _count(labels: Sequence[int], rows: Sequence[int]) -> tuple[int, int]:
+    """Return how many of the rows have label 0, and how many have label 1."""
+    ones = sum(labels[row] for row in rows)
+    return len(rows) - ones, ones
+
+
+def _choose(
+    filled: Sequence[Sequence[int]],
+    quota: Sequence[Sequence[float]],
+    count: tuple[int, int],
+    left: Sequence[int],
+) -> int:
+    """Pick the split for a unit with ``count`` pictures of each label.
+
+    ``filled`` and ``quota`` are by label, then by split; ``left`` are the units by label.
+    """
+    present = [label for label in (0, 1) if count[label]]
+    levels = [
+        [
+            (taken + count[label] / 2) / max(places, 1e-9)
+            for taken, places in zip(filled[label], quota[label], strict=True)
+        ]
+        for label in present
+    ]
+    if len(present) == 1:
+        level = [each * count[present[0]] for each in levels[0]]
+    else:  # numpy rounds a sum of products in its own way, by which ties have always been broken
+        level = (np.array(levels).T @ np.array(count)).tolist()
+    owed = [filled[label] for label in present if left[label] <= filled[label].count(0)]
+    splits = range(len(level))
+    if owed:
+        return min((i for i in splits if any(row[i] == 0 for row in owed)), key=level.__getitem__)
+    return min(splits, key=level.__getitem__)
 
 
 def _quotas(total: int, shares: Sequence[float]) -> list[float]:
@@ -284,25 +327,26 @@ def _key(seed: int, content: str) -> str:
     return hashlib.sha256(f"{seed}:{content}".encode()).hexdigest()
 
 
-def _units(table: pd.DataFrame) -> list[npt.NDArray[np.int64]]:
+def _units(table: pd.DataFrame) -> list[list[int]]:
     """Return the row positions of each set of rows connected by content or by group."""
-    keys: list[tuple[str, Hashable]] = [("sha256", value) for value in table["sha256"]]
-    parent: dict[tuple[str, Hashable], tuple[str, Hashable]] = {key: key for key in keys}
+    hashes = table["sha256"].tolist()
+    groups = table["group"].tolist() if "group" in table else []
+    parent = list(range(len(hashes)))
 
-    def root(key: tuple[str, Hashable]) -> tuple[str, Hashable]:
-        while parent[key] != key:
-            parent[key] = key = parent[parent[key]]
-        return key
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
 
-    groups = table["group"] if "group" in table else [""] * len(table)
-    for key, group in zip(keys, groups, strict=True):
-        if group != "":
-            parent.setdefault(("group", group), ("group", group))
-            parent[root(("group", group))] = root(key)
-    members: dict[tuple[str, Hashable], list[int]] = {}
-    for row, key in enumerate(keys):
-        members.setdefault(root(key), []).append(row)
-    return [np.array(rows, dtype=np.int64) for rows in members.values()]
+    for column in (hashes, groups):
+        first: dict[str, int] = {}
+        for row, value in enumerate(column):
+            if value != "" and first.setdefault(value, row) != row:
+                parent[root(row)] = root(first[value])
+    members: dict[int, list[int]] = {}
+    for row in range(len(parent)):
+        members.setdefault(root(row), []).append(row)
+    return list(members.values())
 
 
 def default_output(data: str | os.PathLike[str]) -> Path:
@@ -382,20 +426,19 @@ def _archive_names(names: list[str], data: Path) -> list[tuple[str, int]]:
     """Return the visible members in the class folders, with their labels."""
     visible = [name for name in names if not is_hidden(name)]
     for depth in (0, 1):
-        parts = [(name, name.split("/")) for name in visible]
-        found = [
-            (name, label, part[:depth])
-            for name, part in parts
-            if len(part) > depth + 1 and (label := _label(part[depth])) is not None
-        ]
-        tops = sorted({"/".join(top) for _, _, top in found})
+        found, tops = [], set()
+        for name in visible:
+            *parts, _ = name.split("/", depth + 1)
+            if len(parts) > depth and (label := _label(parts[depth])) is not None:
+                found.append((name, label))
+                tops.add("/".join(parts[:depth]))
         if len(tops) > 1:
             raise InputError(
-                f"{data} holds male/ and female/ in several folders ({', '.join(tops[:3])}): "
-                "make one archive of each."
+                f"{data} holds male/ and female/ in several folders "
+                f"({', '.join(sorted(tops)[:3])}): make one archive of each."
             )
         if found:
-            return [(name, label) for name, label, _ in found]
+            return found
     raise InputError(
         f"{data} holds no pictures in male/ and female/, at its root or one level down: "
         "make an archive of the folder that holds these two."
@@ -414,7 +457,7 @@ def _scan_older_csv(path: Path) -> _Scan:
     named = [_posix(name) for name in table["path"]]
     labels = table["label"].tolist()
     names = [_locate(root, name, label) for name, label in zip(named, labels, strict=True)]
-    if not any((root / name).is_file() for name in names[:_CHUNK]):
+    if not any((root / name).is_file() for name in names[:_SEARCHED]):
         raise InputError(
             f"{path} names pictures that are not there, such as {named[0] if named else 'none'}: "
             "put the CSV into the folder that its paths start from."
@@ -469,26 +512,33 @@ def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 def read_cells(path: Path, cure: str) -> pd.DataFrame:
     """Read a CSV with a header, all of it as text. Raises InputError, which ends in ``cure``."""
+    cells: list[str] = []
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
+            rows = (row for row in csv.reader(file) if row)
+            columns = next(rows, [])
+            for row in rows:
+                # Not a list of rows: collecting garbage among so many would double the time.
+                cells += row if len(row) == len(columns) else _fitted(row, columns, path)
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path} cannot be read ({reason}): {cure}.") from error
-    if not rows:
+    if not columns:
         raise InputError(f"{path} is empty: {cure}.")
-    columns, *rows = rows
     if len(set(columns)) < len(columns):
         raise InputError(f"{path} names a column twice: {cure}.")
-    for row in rows:
-        if any(row[len(columns) :]):
-            raise InputError(
-                f"{path} has a row of {len(row)} values under {len(columns)} names "
-                f"({','.join(row)}): put quotes around a name that holds a comma."
-            )
-    padded = [(row + [""] * len(columns))[: len(columns)] for row in rows]
-    return pd.DataFrame(padded, columns=columns, dtype=object)
+    return pd.DataFrame({name: _text(cells[i :: len(columns)]) for i, name in enumerate(columns)})
+
+
+def _fitted(row: list[str], columns: list[str], path: Path) -> list[str]:
+    """Return a row with as many cells as there are columns. Raises InputError for more."""
+    if any(row[len(columns) :]):
+        raise InputError(
+            f"{path} has a row of {len(row)} values under {len(columns)} names "
+            f"({','.join(row)}): put quotes around a name that holds a comma."
+        )
+    return (row + [""] * len(columns))[: len(columns)]
 
 
 def _text(values: Sequence[str]) -> pd.Series:
@@ -502,32 +552,101 @@ def _hash_all(
     """Return each file's sha256, "" for one that is no readable picture, and these' reasons."""
     hashes: list[str] = []
     unreadable: list[tuple[str, str]] = []
-    with (
-        ThreadPoolExecutor(min(32, cpu_count())) as pool,
-        tqdm(total=len(names), desc="index", unit="file", disable=not progress) as bar,
-    ):
-        # In chunks, so that the pool never holds more than one chunk's results.
-        for start in range(0, len(names), _CHUNK):
-            chunk = names[start : start + _CHUNK]
-            for name, (digest, reason) in zip(
-                chunk, pool.map(lambda name: _hash_one(source, name), chunk), strict=True
-            ):
-                hashes.append(digest)
+    with tqdm(total=len(names), desc="index", unit="file", disable=not progress) as bar:
+        for chunk in _hash_chunks(source, names):
+            for digest, reason in chunk:
                 if reason:
-                    unreadable.append((name, reason))
-                bar.update()
+                    unreadable.append((names[len(hashes)], reason))
+                hashes.append(digest)
+            bar.update(len(chunk))
     return hashes, tuple(unreadable)
 
 
-def _hash_one(source: Source, name: str) -> tuple[str, str]:
+def _hash_chunks(source: Source, names: Sequence[str]) -> Iterator[list[_Hashed]]:
+    """Yield what `_hash_one` returns for each name, in order, some names at a time."""
+    done = 0
+    if len(names) >= _WORTH_PROCESSES and not multiprocessing.current_process().daemon:
+        # Threads would wait for each other: at tens of KB a file, most of the work is Python's.
+        # No processes can be had where semaphores or memory are short; or one may be killed.
+        with suppress(ImportError, OSError, BrokenProcessPool):
+            workers = min(_MOST_PROCESSES, cpu_count())
+            pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(source,))
+            for chunk in _map_in_order(pool, workers, _hash_in_worker, _cut(names, _CHUNK)):
+                done += len(chunk)
+                yield chunk
+    workers = min(32, cpu_count())
+    size = max(1, min(_CHUNK, len(names) // (4 * workers)))  # few files too go to all threads
+    hash_here = partial(_hash_names, source)
+    yield from _map_in_order(
+        ThreadPoolExecutor(workers), workers, hash_here, _cut(names[done:], size)
+    )
+
+
+def _cut(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (names[start : start + size] for start in range(0, len(names), size))
+
+
+def _map_in_order(
+    pool: Executor,
+    workers: int,
+    function: Callable[[Sequence[str]], list[_Hashed]],
+    chunks: Iterable[Sequence[str]],
+) -> Iterator[list[_Hashed]]:
+    """Yield the results of ``function`` in order; the pool never holds more than some chunks."""
+    waiting: deque[Future[list[_Hashed]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(function, chunk))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_source: Source  # in a worker process: where to read, sent once instead of with each chunk
+
+
+def _start_worker(source: Source) -> None:
+    """Make a process a worker that leaves Ctrl-C to its parent and ends with it."""
+    global _worker_source
+    _worker_source = source
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _hash_in_worker(names: Sequence[str]) -> list[_Hashed]:
+    return _hash_names(_worker_source, names)
+
+
+def _hash_names(source: Source, names: Sequence[str]) -> list[_Hashed]:
+    return [_hash_one(source, name) for name in names]
+
+
+def _hash_one(source: Source, name: str) -> _Hashed:
     try:
         data = source.read(name)
-        decode_image(data, name)
+        if not _is_sound(data):
+            decode_image(data, name)
     except UnreadableImage as error:
         return "", error.reason
     except OSError as error:
         return "", f"cannot be read ({error.strerror or error})"
     return hashlib.sha256(data).hexdigest(), ""
+
+
+def _is_sound(data: bytes) -> bool:
+    """Tell whether a picture can be decoded, as far as its structure tells; False: perhaps."""
+    size = sound_size(data)
+    return size is not None and size[0] * size[1] <= MAX_PIXELS and max(size) <= MAX_SIDE
 
 
 def _without_contradictions(

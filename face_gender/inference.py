@@ -9,23 +9,25 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from face_gender.checkpoint import Checkpoint, load_checkpoint
-from face_gender.devices import pick_device
-from face_gender.files import Source, cpu_count, write_atomically
-from face_gender.images import UnreadableImage, load_image
-from face_gender.models import probabilities_of, to_device
+from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
+from face_gender.files import InputError, Source, cpu_count, write_atomically
+from face_gender.images import UnreadableImage, load_pixels
+from face_gender.models import for_inference, probabilities_of
+from face_gender.preprocessing import stack
 
 Format = Literal["flat", "full", "csv"]
 UNCERTAIN = "uncertain"
+# Pictures that a thread takes at a time: a core's cache is small, a GPU wants many.
+_BATCH = {"cpu": 16, "cuda": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,53 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A net on its device with the transform and the class names that belong to it."""
+    """A net on its device, in its fastest form, with what belongs to it.
+
+    ``model`` takes ``dtype``, which is a 16-bit type where the hardware calculates in it faster.
+    """
 
     checkpoint: Checkpoint
     model: nn.Module
-    transform: v2.Transform
     device: torch.device
+    dtype: torch.dtype
 
     @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) float32 -> (n, classes) float32 on the CPU, rows adding up to one."""
-        images = images.to(self.device, memory_format=torch.channels_last)
-        return probabilities_of(self.model(images)).cpu()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """(n, 3, H, W) uint8, resized -> (n, classes) float32 on the CPU, rows adding up to one.
+
+        May be called from several threads. A batch that does not fit into memory is halved.
+        """
+        try:
+            images = self.checkpoint.preprocessing.normalized(pixels.to(self.device))
+            return probabilities_of(self.model(images.to(self.dtype))).cpu()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler, which keeps what does not fit alive.
+        if len(pixels) == 1:
+            raise InputError("memory is too small for a single picture: use --device cpu.")
+        return torch.cat([self.probabilities(half) for half in pixels.tensor_split(2)])
+
+    def answer(self, source: Source | None, names: Sequence[str]) -> list[Prediction | Skipped]:
+        """Read a batch of pictures and answer each, in order; ``source`` None: names are paths."""
+        read = [self._read(source, name) for name in names]
+        good = [item for item in read if isinstance(item, Tensor)]
+        rows = iter(self.probabilities(stack(good)).tolist() if good else [])
+        return [
+            item if isinstance(item, Skipped) else self._predict(name, next(rows))
+            for name, item in zip(names, read, strict=True)
+        ]
+
+    def _read(self, source: Source | None, name: str) -> Tensor | Skipped:
+        try:
+            return self.checkpoint.preprocessing.resized(load_pixels(name, source))
+        except UnreadableImage as error:
+            return Skipped(name, error.reason)
+
+    def _predict(self, name: str, row: list[float]) -> Prediction | Skipped:
+        if all(math.isfinite(value) for value in row):
+            return Prediction(name, self.checkpoint.classes, tuple(row))
+        return Skipped(name, "the net's answer is not a number: its weights are damaged")
 
 
 def load_classifier(
@@ -82,85 +119,65 @@ def load_classifier(
     recipe: str | None = None,
     classes: Sequence[str] | None = None,
     device: str = "auto",
+    mixed: bool = True,
 ) -> Classifier:
     """Open a checkpoint, or a plain state_dict with its ``recipe`` and ``classes``.
 
-    Raises InputError for a file that is neither, and for a device that is not there.
+    ``mixed``: calculate in 16 bits where the hardware does. Raises InputError for a file that is
+    neither, and for a device that is not there.
     """
     checkpoint = load_checkpoint(weights, recipe, classes)
-    model, transform = checkpoint.build()
+    model, _ = checkpoint.build()
     chosen = pick_device(device)
-    return Classifier(checkpoint, to_device(model, chosen), transform, chosen)
+    dtype = (mixed_precision(chosen) if mixed else None) or torch.float32
+    return Classifier(checkpoint, for_inference(model, chosen, dtype), chosen, dtype)
+
+
+def choose_load(
+    device: torch.device,
+    count: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> tuple[int, int]:
+    """Return (pictures in a batch, threads) for ``count`` pictures, keeping what is given."""
+    workers = workers or cpu_count()
+    batch_size = batch_size or _BATCH.get(device.type, 32)
+    if count is not None:  # that a small folder is shared too
+        batch_size = max(1, min(batch_size, math.ceil(count / workers)))
+    return batch_size, workers
 
 
 def classify(
     classifier: Classifier,
     source: Source | None,
     names: Iterable[str],
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
 ) -> Iterator[Prediction | Skipped]:
     """Yield an answer for every name, in order of the names.
 
-    ``source`` None: the names are paths. ``workers`` threads read pictures (Pillow works outside
-    the interpreter's lock), one for each processor by default. At most three batches are in
-    memory, however many names there are.
+    ``source`` None: the names are paths. ``workers`` threads (one for each processor by default)
+    take a batch each and both read it and, on a CPU, run the net on it, each on one core: nobody
+    waits for anybody. A few batches for each are in memory, however many names there are.
     """
-    workers = max(1, workers if workers is not None else cpu_count())
-    items = _load_ahead(classifier.transform, source, names, 2 * batch_size, workers)
-    for batch in _batched(items, batch_size):
-        yield from _answer(classifier, batch)
-
-
-def _load_ahead(
-    transform: v2.Transform, source: Source | None, names: Iterable[str], ahead: int, workers: int
-) -> Iterator[tuple[str, Tensor] | Skipped]:
-    """Yield (name, tensor) in order while threads load the next ones."""
-
-    def load(name: str) -> tuple[str, Tensor] | Skipped:
-        try:
-            return name, transform(load_image(name, source))
-        except UnreadableImage as error:
-            return Skipped(name, error.reason)
-
+    count = len(names) if isinstance(names, Sized) else None
+    batch_size, workers = choose_load(classifier.device, count, batch_size, workers)
     remaining = iter(names)
-    pool = ThreadPoolExecutor(workers)
+    batches = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        first = itertools.islice(remaining, ahead)
-        waiting: deque[Future[tuple[str, Tensor] | Skipped]] = deque(
-            pool.submit(load, name) for name in first
-        )
+        waiting: deque[Future[list[Prediction | Skipped]]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(classifier.answer, source, batch))
+            if len(waiting) >= 2 * workers:
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(load, name) for name in itertools.islice(remaining, 1))
+            yield from waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batched(
-    items: Iterable[tuple[str, Tensor] | Skipped], size: int
-) -> Iterator[list[tuple[str, Tensor] | Skipped]]:
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _answer(
-    classifier: Classifier, batch: list[tuple[str, Tensor] | Skipped]
-) -> Iterator[Prediction | Skipped]:
-    """Answer one batch; each name is carried with its own tensor."""
-    loaded = [item for item in batch if not isinstance(item, Skipped)]
-    rows: dict[str, list[float]] = {}
-    if loaded:
-        answers = classifier.probabilities(torch.stack([tensor for _, tensor in loaded]))
-        rows = {name: row for (name, _), row in zip(loaded, answers.tolist(), strict=True)}
-    for item in batch:
-        if isinstance(item, Skipped):
-            yield item
-        elif not all(math.isfinite(value) for value in rows[item[0]]):
-            yield Skipped(item[0], "the net's answer is not a number: its weights are damaged")
-        else:
-            yield Prediction(item[0], classifier.checkpoint.classes, tuple(rows[item[0]]))
+        # What new threads start from, which the pool's have changed.
+        torch.set_num_threads(threads)
 
 
 def write_results(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import socket
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from face_gender.files import InputError
 
@@ -150,6 +152,30 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """Move the model, in the memory layout that convolutions are fastest in."""
     model.to(memory_format=torch.channels_last)
     return model.to(device)
+
+
+def for_inference(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Turn a trained net into the form that answers fastest: eval mode, no gradients.
+
+    Each batch norm is folded into the convolution before it, and weights are held in ``dtype``,
+    which the net then takes its pictures in.
+    """
+    model = _fold_batch_norms(model.eval().requires_grad_(False))
+    return to_device(model, device).to(dtype)
+
+
+def _fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Fold each batch norm that stands right behind a convolution, as it is run in all nets here.
+
+    (torch.fx finds such pairs by tracing, which takes longer than to label a small folder.)
+    """
+    for parent in list(model.modules()):
+        children = list(parent.named_children())
+        for (name, conv), (next_name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, next_name, nn.Identity())
+    return model
 
 
 def probabilities_of(outputs: Tensor) -> Tensor:

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torchvision.transforms import v2
+from PIL import Image
+from torch import Tensor
+
+from face_gender.augmentation import CHANCES, Augmentation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes made to training pictures alone.
-
-    ``horizontal_flip`` is the probability of a mirrored picture (0 to 1), ``rotation`` the
-    largest turn to either side in degrees (0 to 180); what turns in from outside is black.
-    ``zoom``: smallest and largest scale; below 1 the picture shrinks within its frame.
-    ``shift``: the largest move along each axis, as a share of the side. ``colour``: the largest
-    change of brightness, contrast and saturation, as a share. ``grey``, ``downscale`` (to 24
-    pixels at least, and back) and ``erasing`` (a rectangle of 2 to 20 % of the area) are
-    probabilities.
-    """
-
-    horizontal_flip: float = 0.0
-    rotation: float = 0.0
-    zoom: tuple[float, float] = (1.0, 1.0)
-    shift: float = 0.0
-    colour: float = 0.0
-    grey: float = 0.0
-    downscale: float = 0.0
-    erasing: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("shift", "colour", "grey", "downscale", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a number from 0 to 1, not {getattr(self, name)}.")
-        pair = isinstance(self.zoom, tuple) and len(self.zoom) == 2
-        if not pair or not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
-            raise ValueError(f"zoom is a smallest and a largest scale above 0, not {self.zoom}.")
-        if not 0 <= self.horizontal_flip <= 1:
-            raise ValueError(f"horizontal_flip is a probability, not {self.horizontal_flip}.")
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(f"rotation is an angle from 0 to 180 degrees, not {self.rotation}.")
 
 
 @dataclass(frozen=True)
@@ -62,7 +31,7 @@ class Preprocessing:
     resize: Literal["stretch", "crop"] = "stretch"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -72,24 +41,49 @@ class Preprocessing:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std take three numbers each, std above zero.")
 
-    def eval_transform(self) -> v2.Transform:
-        """Return the transform from a PIL image to a float32 tensor of shape (3, H, W)."""
-        return v2.Compose([v2.ToImage(), *self._resize(), *self._normalize()])
+    def resized(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return one picture, uint8 (3, any, any), as uint8 (3, height, width), antialiased.
 
-    def train_transform(self) -> v2.Transform:
-        """Return the eval transform with the random augmentation after the resize."""
-        random = _random_transforms(self.augmentation)
-        return v2.Compose([v2.ToImage(), *self._resize(), *random, *self._normalize()])
-
-    def _resize(self) -> list[v2.Transform]:
+        ``out``: where to write it, channels last in memory.
+        """
+        if self.resize == "crop":
+            pixels = self._largest_centre(pixels)
+        if out is None:
+            out = torch.empty(self.height, self.width, 3, dtype=torch.uint8).permute(2, 0, 1)
+        # What interpolate calls, which takes no place to write to: to copy costs a tenth more.
         size = [self.height, self.width]
-        if self.resize == "stretch":
-            return [v2.Resize(size, antialias=True)]
-        return [_ShorterSideCrop(self.height, self.width)]
+        torch.ops.aten._upsample_bilinear2d_aa.out(pixels[None], size, False, out=out[None])
+        return out
 
-    def _normalize(self) -> list[v2.Transform]:
-        to_float = v2.ToDtype(torch.float32, scale=True)
-        return [to_float, v2.Normalize(list(self.mean), list(self.std))]
+    def _largest_centre(self, pixels: Tensor) -> Tensor:
+        """Cut out the largest centre that has the shape of the result.
+
+        Before it is scaled, since a picture of 1 x 10,000 pixels scaled up to cover 224 x 224
+        would take gigabytes.
+        """
+        height, width = pixels.shape[-2:]
+        scale = max(self.height / height, self.width / width)
+        tall, wide = (max(1, round(side / scale)) for side in (self.height, self.width))
+        top, left = round((height - tall) / 2), round((width - wide) / 2)
+        return pixels[..., top : top + tall, left : left + wide]
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return (n, 3, H, W), values 0..255, as the float32 that a net takes, channels last."""
+        count, _, height, width = images.shape
+        mean, std = (torch.tensor(each).repeat(width) for each in (self.mean, self.std))
+        scale, shift = (1 / (255 * std)).to(images.device), (-mean / std).to(images.device)
+        # A row of all its channels: three values at a time would be slow.
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * 3)
+        normal = rows.to(torch.float32, copy=True).mul_(scale).add_(shift)
+        return normal.reshape(count, height, width, 3).permute(0, 3, 1, 2)
+
+    def eval_transform(self) -> FaceTransform:
+        """Return the transform from a PIL image to a float32 tensor of shape (3, H, W)."""
+        return FaceTransform(self, random=False)
+
+    def train_transform(self) -> FaceTransform:
+        """Return the eval transform with the augmentation's random changes after the resize."""
+        return FaceTransform(self, random=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` takes back."""
@@ -105,62 +99,36 @@ class Preprocessing:
         return cls(augmentation=Augmentation(**augmentation), mean=mean, std=std, **values)
 
 
-def _random_transforms(augmentation: Augmentation) -> list[v2.Transform]:
-    """Return the random changes that are not switched off, for uint8 pictures (3, H, W)."""
-    random: list[v2.Transform] = []
-    if augmentation.downscale:
-        random.append(_Downscale(augmentation.downscale))
-    if augmentation.horizontal_flip:
-        random.append(v2.RandomHorizontalFlip(augmentation.horizontal_flip))
-    bilinear = v2.InterpolationMode.BILINEAR
-    if augmentation.zoom != (1.0, 1.0) or augmentation.shift:
-        shift = (augmentation.shift, augmentation.shift)
-        random.append(
-            v2.RandomAffine(augmentation.rotation, shift, augmentation.zoom, interpolation=bilinear)
-        )
-    elif augmentation.rotation:
-        random.append(v2.RandomRotation(augmentation.rotation, bilinear))
-    if augmentation.colour:
-        random.append(v2.ColorJitter(*(augmentation.colour,) * 3))
-    if augmentation.grey:
-        random.append(v2.RandomGrayscale(augmentation.grey))
-    if augmentation.erasing:
-        random.append(v2.RandomErasing(augmentation.erasing, scale=(0.02, 0.2)))
-    return random
+@dataclass(frozen=True)
+class FaceTransform:
+    """What makes a net's input of pictures: one at a time by a call, or a batch by `finish`.
 
-
-class _Downscale(v2.Transform):
-    """Scale a picture down, to 24 pixels on its shorter side at least, and up again."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        height, width = image.shape[-2:]
-        shorter = min(height, width)
-        if shorter <= 24 or torch.rand(()) >= self.probability:
-            return image
-        share = int(torch.randint(24, shorter, ())) / shorter
-        small = [max(1, round(height * share)), max(1, round(width * share))]
-        image = v2.functional.resize(image, small, antialias=True)
-        return v2.functional.resize(image, [height, width], antialias=True)
-
-
-class _ShorterSideCrop(v2.Transform):
-    """Cut out the largest centre that has the shape of height x width, then scale it to that.
-
-    In this order, since a picture of 1 x 10,000 pixels scaled up to cover 224 x 224 would take
-    gigabytes.
+    ``random``: with the augmentation, for training.
     """
 
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.size = [height, width]
+    preprocessing: Preprocessing
+    random: bool
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        height, width = image.shape[-2:]
-        scale = max(self.size[0] / height, self.size[1] / width)
-        centre = [max(1, round(side / scale)) for side in self.size]
-        cropped = v2.functional.center_crop(image, centre)
-        return v2.functional.resize(cropped, self.size, antialias=True)
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """PIL RGB image, or uint8 (3, any, any) -> float32 (3, H, W).
+
+        Random changes are drawn from torch's global generator.
+        """
+        if not isinstance(image, Tensor):
+            image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = self.preprocessing.resized(image)
+        return self.finish(pixels[None], torch.rand(1, CHANCES))[0]
+
+    def finish(self, images: Tensor, chances: Tensor) -> Tensor:
+        """Resized pictures (n, 3, H, W) uint8 -> float32, normalised, on their device.
+
+        ``chances``: (n, CHANCES) from `augmentation.draw`, for the random changes.
+        """
+        if self.random:
+            images = self.preprocessing.augmentation.apply(images, chances)
+        return self.preprocessing.normalized(images)
+
+
+def stack(pictures: Sequence[Tensor]) -> Tensor:
+    """Return pictures (3, H, W) of one size as a batch (n, 3, H, W), channels last in memory."""
+    return torch.stack([each.permute(1, 2, 0) for each in pictures]).permute(0, 3, 1, 2)

@@ -9,9 +9,10 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Literal
 
+from face_gender.augmentation import Augmentation
 from face_gender.files import InputError
 from face_gender.models import check_arch, check_size, is_own
-from face_gender.preprocessing import Augmentation, Preprocessing
+from face_gender.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

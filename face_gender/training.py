@@ -6,6 +6,7 @@ import filecmp
 import math
 import os
 import re
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
@@ -28,8 +28,14 @@ from face_gender.checkpoint import (
     load_weights,
     read_weights,
 )
-from face_gender.dataset import Batch, EpochSampler, FaceDataset, make_loader, select_split
-from face_gender.devices import mixed_precision, pick_device
+from face_gender.dataset import Batch, EpochSampler, FaceDataset, FaceLoader, select_split
+from face_gender.devices import (
+    in_bits,
+    is_out_of_memory,
+    keep_freed_memory,
+    mixed_precision,
+    pick_device,
+)
 from face_gender.files import InputError, Source, copy_atomically, open_source
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation
@@ -125,6 +131,7 @@ class _Run:
         mixed: bool,
         progress: bool,
     ) -> None:
+        keep_freed_memory()
         self.recipe = recipe
         self.progress = progress
         self.device = pick_device(device)
@@ -143,10 +150,9 @@ class _Run:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
-        pin = self.device.type == "cuda"
         size = recipe.batch_size
-        self.train_loader = make_loader(self.train_set, size, True, seed, workers, pin)
-        self.val_loader = make_loader(self.val_set, size, False, seed, workers, pin)
+        self.train_loader = FaceLoader(self.train_set, size, True, seed, workers, self.device)
+        self.val_loader = FaceLoader(self.val_set, size, False, seed, workers, self.device)
         self.schedule = _schedule(recipe, self.optimizer, len(self.train_loader))
         self.out = out
         self.folder = _prepare_folder(out, recipe.name)
@@ -155,6 +161,16 @@ class _Run:
         self.skips_single = recipe.batch_size > 1 and has_batchnorm(model)
         self.best: tuple[float, float] | None = None
         self.epochs_without_better = 0
+        # Into so many parts each batch is cut, so that it fits into memory.
+        self.parts = 1
+        self._say(
+            f"{recipe.name}: on {self.device} in {in_bits(self.precision)}, batches of {size}, "
+            f"{self.train_loader.workers or 'no'} processes that read"
+        )
+
+    def _say(self, line: str) -> None:
+        if self.progress:
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """End the loaders' workers."""
@@ -166,15 +182,7 @@ class _Run:
         # Whatever the caller drew since the last epoch.
         torch.set_rng_state(self.random_state)
         train_loss, images_per_second = self._train_epoch(epoch)
-        validation = _predict(
-            self.model,
-            self.val_loader,
-            self.val_set,
-            CLASSES,
-            self.device,
-            self.precision,
-            self.progress,
-        )
+        validation = _predict(self.model, self.val_loader, CLASSES, self.precision, self.progress)
         if not math.isfinite(train_loss + validation.loss):
             raise InputError(
                 f"training diverged in epoch {epoch} (the loss is not a number): "
@@ -199,36 +207,69 @@ class _Run:
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """Return the mean loss per picture and the pictures per second."""
         train_mode(self.model)
-        sampler = _sampler(self.train_loader)
+        sampler = self.train_loader.sampler
         sampler.epoch = epoch
-        total_loss, count, started = 0.0, 0, time.perf_counter()
-        bar = tqdm(total=len(sampler), desc=f"epoch {epoch}", unit="img", leave=False,
+        # On the device: to ask for a number there is to wait for it.
+        total_loss = torch.zeros((), device=self.device)
+        count, started = 0, time.perf_counter()
+        bar = tqdm(total=sampler.pictures, desc=f"epoch {epoch}", unit="img", leave=False,
                    disable=not self.progress)  # fmt: skip
         with bar:
-            for batch in self.train_loader:
+            for number, batch in enumerate(self.train_loader):
                 _exclude(batch, self.train_set, sampler)
-                single = len(batch.labels) == 1 and len(sampler) > 1
+                single = len(batch.labels) == 1 and sampler.pictures > 1
                 if batch.images is not None and not (single and self.skips_single):
                     total_loss += self._step(batch.images, batch.labels) * len(batch.labels)
                     count += len(batch.labels)
-                    bar.set_postfix(loss=f"{total_loss / count:.4f}", refresh=False)
+                    if self.progress and number % 10 == 0:
+                        bar.set_postfix(loss=f"{total_loss.item() / count:.4f}", refresh=False)
                 bar.update(len(batch.labels) + len(batch.failures))
         if count == 0:
             raise InputError("no picture of the train split could be read: make the index again.")
-        return total_loss / count, count / (time.perf_counter() - started)
+        return total_loss.item() / count, count / (time.perf_counter() - started)
 
-    def _step(self, images: Tensor, labels: Tensor) -> float:
-        """Make one optimiser step; return the mean loss of the batch."""
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Make one optimiser step; return the mean loss of the batch, on the device."""
         labels = labels.to(self.device, non_blocking=True)
-        outputs = _forward(self.model, images, self.device, self.precision)
-        loss = _loss(outputs, labels, self.recipe)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        while True:
+            try:
+                loss = self._backward(images, labels)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._cut_smaller(len(labels))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.schedule:
             self.schedule.step()
-        return loss.item()
+        return loss
+
+    def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Set the gradients of a batch's mean loss, a part of the batch at a time; return it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = torch.zeros((), device=self.device)
+        parts = min(self.parts, len(labels))
+        for some, their in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            outputs = _forward(self.model, some, self.precision)
+            loss = _loss(outputs, their, self.recipe) * (len(their) / len(labels))
+            self.scaler.scale(loss).backward()
+            mean += loss.detach()
+        return mean
+
+    def _cut_smaller(self, batch: int) -> None:
+        """Halve the parts of a batch. Raises InputError where a part has no pictures to spare."""
+        least = 2 if self.skips_single else 1
+        if batch // (2 * self.parts) < least:
+            raise InputError(
+                f"memory is too small for {self.recipe.arch} at this size of pictures: "
+                "use a smaller size or another device."
+            )
+        self.parts *= 2
+        self._say(f"out of memory: batches are cut into {self.parts} parts from here on")
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _is_best(self, validation: Evaluation) -> bool:
         score = (validation.accuracy, -validation.loss)
@@ -293,9 +334,8 @@ def evaluate(
     rows = rows.assign(label=rows["label"].map(position))
     dataset = FaceDataset(rows, None, source, transform)
     chosen = pick_device(device)
-    model = to_device(model, chosen)
-    loader = make_loader(dataset, batch_size, workers=workers)
-    return _predict(model, loader, dataset, checkpoint.classes, chosen, None, progress)
+    loader = FaceLoader(dataset, batch_size, workers=workers, device=chosen)
+    return _predict(to_device(model, chosen), loader, checkpoint.classes, None, progress)
 
 
 def _refuse_leak(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source, name: str) -> None:
@@ -369,10 +409,13 @@ def _seen(table: pd.DataFrame, source: Source) -> Tensor:
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     parameters = [each for each in model.parameters() if each.requires_grad]
     rate, decay = recipe.learning_rate, recipe.weight_decay
+    fused = parameters[0].device.type in ("cpu", "cuda")
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay)
+        return torch.optim.SGD(
+            parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=fused
+        )
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, rate, weight_decay=decay, amsgrad=recipe.amsgrad)
+    return kind(parameters, rate, weight_decay=decay, amsgrad=recipe.amsgrad, fused=fused)
 
 
 def _schedule(
@@ -388,11 +431,8 @@ def _schedule(
     )
 
 
-def _forward(
-    model: nn.Module, images: Tensor, device: torch.device, precision: torch.dtype | None
-) -> Tensor:
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+def _forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Tensor:
+    with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
         outputs: Tensor = model(images)
     return outputs.float()
 
@@ -406,24 +446,22 @@ def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
 @torch.no_grad()
 def _predict(
     model: nn.Module,
-    loader: DataLoader[Batch],
-    dataset: FaceDataset,
+    loader: FaceLoader,
     classes: tuple[str, ...],
-    device: torch.device,
     precision: torch.dtype | None,
     progress: bool,
 ) -> Evaluation:
     """Answer every picture of the loader; the loss is that of the probabilities."""
     model.eval()
-    sampler = _sampler(loader)
+    dataset, sampler = loader.dataset, loader.sampler
     positions, probabilities, skipped = [], [], []
-    with tqdm(total=len(sampler), desc="evaluate", unit="img", leave=False,
+    with tqdm(total=sampler.pictures, desc="evaluate", unit="img", leave=False,
               disable=not progress) as bar:  # fmt: skip
         for batch in loader:
             _exclude(batch, dataset, sampler)
             skipped += [(str(dataset.paths[i]), reason) for i, reason in batch.failures]
             if batch.images is not None:
-                outputs = _forward(model, batch.images, device, precision)
+                outputs = _forward(model, batch.images, precision)
                 probabilities.append(probabilities_of(outputs).cpu())
                 positions.append(batch.positions)
             bar.update(len(batch.labels) + len(batch.failures))
@@ -441,11 +479,6 @@ def _predict(
         loss=abs(float(log_right.mean())),  # minus would make -0.0 of 0
         skipped=tuple(skipped),
     )
-
-
-def _sampler(loader: DataLoader[Batch]) -> EpochSampler:
-    assert isinstance(loader.sampler, EpochSampler)
-    return loader.sampler
 
 
 def _exclude(batch: Batch, dataset: FaceDataset, sampler: EpochSampler) -> None:

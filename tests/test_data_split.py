@@ -255,10 +255,48 @@ def test_interruption_exits_130_and_writes_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("face_gender.index.decode_image", interrupt)
+    draw_face("male", 9).save(few / "male" / "m_9.bmp")
     before = snapshot(few)
     assert data_split.main([str(few)]) == 130
     assert "interrupted, nothing was written" in capsys.readouterr().err
     assert snapshot(few) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no groups of processes there")
+def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(few: Path) -> None:
+    code = (
+        "import multiprocessing, os, signal, sys\n"
+        "import data_split, face_gender.index as index\n"
+        "class Bar(index.tqdm):\n"
+        "    def update(self, n=1):\n"
+        "        print('workers', len(multiprocessing.active_children()))\n"
+        "        os.killpg(0, signal.SIGINT)\n"  # as a terminal does, to workers too
+        "index.tqdm, index._WORTH_PROCESSES, index._CHUNK = Bar, 1, 1\n"
+        "print('code', data_split.main([sys.argv[1]]))\n"
+        "print('left', multiprocessing.active_children())\n"
+    )
+    before = snapshot(few)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(few)],
+        cwd=ROOT,
+        capture_output=True,
+        start_new_session=True,
+        timeout=120,
+    )
+    workers, *rest = done.stdout.decode().splitlines()
+    assert workers != "workers 0" and rest == ["code 130", "left []"]
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == b"data_split.py: interrupted, nothing was written."
+    assert snapshot(few) == before
+
+
+def test_command_needs_no_torch(few: Path) -> None:
+    code = (
+        "import sys, data_split\n"
+        "data_split.main(sys.argv[1:])\n"
+        "print('torch' in sys.modules, 'pandas' in sys.modules)\n"
+    )
+    assert python("-c", code, str(few)).stdout.decode().splitlines()[-1] == "False True"
 
 
 def test_trailing_slash_and_relative_path_with_spaces_and_cyrillic(

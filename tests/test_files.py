@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import struct
 import sys
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +17,8 @@ from typing import IO
 
 import pytest
 from conftest import make_zip, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from face_gender import files
 from face_gender.files import (
@@ -245,8 +250,10 @@ def test_encrypted_member_raises_oserror(archive: Path) -> None:
 
 
 def test_pickled_archive_holds_no_open_file_and_reads_on(archive: Path) -> None:
-    source = pickle.loads(pickle.dumps(ArchiveSource(archive)))
-    assert source._archive is None
+    read = ArchiveSource(archive)
+    read.read("a.jpg")
+    source = pickle.loads(pickle.dumps(read))
+    assert source._file is None and source._archive is None
     assert {name: source.read(name) for name in source.names()} == CONTENT
 
 
@@ -267,15 +274,99 @@ def test_archive_is_read_by_another_process_while_this_one_reads(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_forked_archive_does_not_move_the_parents_file_position(archive: Path) -> None:
-    source = ArchiveSource(archive)
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_forked_archive_does_not_move_the_parents_file_position(
+    tmp_path: Path, method: int
+) -> None:
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w", method) as out:
+        for name, content in CONTENT.items():
+            out.writestr(name, content)
+    source = ArchiveSource(tmp_path / "packed.zip")
     source.read("a.jpg")
     parents = source._archive
+    assert (parents is not None) == (method == zipfile.ZIP_BZIP2)  # which zipfile alone unpacks
     child = os.fork()
     if child == 0:
-        os._exit(0 if source.read("a.jpg") == b"first" and source._archive is not parents else 1)
+        own = source.read("a.jpg") == b"first" and (source._archive is not parents or not parents)
+        os._exit(0 if own else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert source._archive is parents and source.read("in/b.PNG") == b"second"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_archive_is_read_by_threads_where_there_is_no_pread(
+    tmp_path: Path, method: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pread", raising=False)
+    content = {f"{i}.jpg": bytes([i]) * 3_000 for i in range(40)}
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", method) as out:
+        for name, data in content.items():
+            out.writestr(name, data)
+    source = ArchiveSource(tmp_path / "many.zip")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.read, list(content) * 5)) == list(content.values()) * 5
+
+
+def test_member_that_unpacks_to_more_than_it_announces_is_refused_and_not_unpacked(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.jpg", bytes(20_000_000))
+    full = struct.pack("<L", zlib.crc32(bytes(20_000_000))), struct.pack("<L", 20_000_000)
+    data = path.read_bytes()
+    assert data.count(full[0]) == data.count(full[1]) == 2
+    data = data.replace(full[0], struct.pack("<L", zlib.crc32(bytes(5))))
+    path.write_bytes(data.replace(full[1], struct.pack("<L", 5)))
+    source = ArchiveSource(path)
+    tracemalloc.start()
+    with pytest.raises(OSError, match="bomb"):
+        source.read("a.jpg")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8).map(
+            lambda text: f"{text}a"
+        ),
+        max_size=5,
+        unique=True,
+    ),
+    method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]),
+    comment=st.sampled_from([b"", b"words"]),
+    before=st.sampled_from([b"", b"#!/bin/sh\n"]),
+    many=st.booleans(),
+)
+def test_directory_is_read_as_zipfile_reads_it(
+    names: list[str],
+    method: int,
+    comment: bytes,
+    before: bytes,
+    many: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("zip") / "a.zip"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        zipfile.ZipFile(path, "w", method) as out,
+    ):
+        if many:  # or what an archive of more members than this has at its end
+            patch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 0)
+        for i, name in enumerate(names):
+            out.writestr(name, bytes([i]) * 50)
+        out.comment = comment
+        out.close()
+    path.write_bytes(before + path.read_bytes())
+    source = ArchiveSource(path)
+    expected = source._directory_by_zipfile()
+    assert files._read_directory(path) == (None if before else expected)
+    with zipfile.ZipFile(path) as opened:
+        contents = {files._member_name(info): opened.read(info) for info in opened.infolist()}
+    assert {name: source.read(name) for name in contents} == contents
 
 
 def test_threads_share_one_archive(archive: Path) -> None:

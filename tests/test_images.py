@@ -6,20 +6,32 @@ import io
 import os
 import pickle
 import struct
+import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
+import torchvision
 from conftest import draw_face, make_zip
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from face_gender import images
 from face_gender.files import open_source
-from face_gender.images import MAX_PIXELS, UnreadableImage, decode_image, load_image
+from face_gender.images import (
+    MAX_PIXELS,
+    UnreadableImage,
+    decode_image,
+    decode_pixels,
+    load_image,
+    load_pixels,
+)
 
 SIZE = (12, 7)
 GREY = (100, 100, 100)
@@ -334,3 +346,376 @@ def test_float_grey_keeps_white_white(top: float, expected: int, tmp_path: Path)
     loaded = np.asarray(load_image(tmp_path / "f.tif"))
     assert loaded.max() == expected
     assert 100 < loaded.mean() < 150
+
+
+# Pixels as a tensor: most JPEG files by another decoder, and always the same values
+
+
+def outcome(decode: Callable[[bytes, str], Any], data: bytes) -> npt.NDArray[np.uint8] | str:
+    """Return the pixels (H, W, 3) that a decoder makes of a file, else its reason."""
+    try:
+        found = decode(data, "x")
+    except UnreadableImage as error:
+        assert error.path == "x"
+        return error.reason
+    if isinstance(found, Image.Image):
+        return np.asarray(found)
+    assert found.dtype == torch.uint8 and found.shape[0] == 3
+    pixels: npt.NDArray[np.uint8] = found.permute(1, 2, 0).numpy()
+    return pixels
+
+
+def assert_same(data: bytes) -> npt.NDArray[np.uint8] | str:
+    """See that both decoders make the same of a file; return it."""
+    pixels, expected = outcome(decode_pixels, data), outcome(decode_image, data)
+    if isinstance(pixels, str) or isinstance(expected, str):
+        reasons = [each if isinstance(each, str) else "a picture" for each in (pixels, expected)]
+        assert reasons[0] == reasons[1]
+    else:
+        assert pixels.shape == expected.shape
+        assert np.array_equal(pixels, expected)
+    return expected
+
+
+def coloured(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Soft spots of all colours, which every way of rounding would change somewhere."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 3 + 2, width // 3 + 2, 3))
+    small = Image.fromarray(noise.astype(np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def segments(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Return the (marker, bytes) of a JPEG's header up to its first scan, and what follows."""
+    place, found = 2, []
+    while True:
+        length = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        found.append((data[place + 1], data[place : place + length]))
+        place += length
+        if found[-1][0] == 0xDA:
+            return found, data[place:]
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def with_bytes(data: bytes, content: bytes, before: int = -1) -> bytes:
+    """Put bytes in front of the first segment of a kind, by default of all."""
+    header, rest = segments(data)
+    at = next((i for i, (kind, _) in enumerate(header) if kind == before), 0)
+    parts = [each for _, each in header]
+    return b"\xff\xd8" + b"".join([*parts[:at], content, *parts[at:]]) + rest
+
+
+def with_segment(data: bytes, marker: int, content: bytes, before: int = -1) -> bytes:
+    return with_bytes(data, segment(marker, content), before)
+
+
+def exif_of(**values: int) -> Image.Exif:
+    exif = Image.Exif()
+    for name, value in values.items():
+        exif[getattr(ExifTags.Base, name)] = value
+    return exif
+
+
+def thumbnail_turned(orientation: int) -> bytes:
+    """An EXIF block that turns its thumbnail and says nothing of the picture."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    picture = struct.pack("<H", 1) + struct.pack("<HHI4s", 0x0110, 2, 4, b"cam\0")
+    first = picture + struct.pack("<I", 8 + len(picture) + 4)
+    second = struct.pack("<H", 1) + entry + struct.pack("<I", 0)
+    return b"Exif\0\0II*\0\x08\0\0\0" + first + second + encode(coloured(8, 6), "JPEG")
+
+
+PLAIN = encode(coloured(61, 47), "JPEG", quality=90)
+XMP = b'http://ns.adobe.com/xap/1.0/\0<rdf tiff:Orientation="6"></rdf>'
+JPEGS = {
+    "plain": PLAIN,
+    "grey": encode(coloured(61, 47).convert("L"), "JPEG"),
+    "cmyk": encode(coloured(61, 47).convert("CMYK"), "JPEG"),
+    "rgb inside": encode(coloured(61, 47), "JPEG", keep_rgb=True),
+    "4:4:4": encode(coloured(61, 47), "JPEG", subsampling=0),
+    "4:2:2": encode(coloured(61, 47), "JPEG", subsampling=1),
+    "4:2:0": encode(coloured(61, 47), "JPEG", subsampling=2),
+    "progressive": encode(coloured(61, 47), "JPEG", progressive=True),
+    "progressive grey": encode(coloured(61, 47).convert("L"), "JPEG", progressive=True),
+    "worst": encode(coloured(61, 47), "JPEG", quality=1),
+    "best": encode(coloured(61, 47), "JPEG", quality=100, subsampling=0),
+    "optimised": encode(coloured(61, 47), "JPEG", optimize=True),
+    "restarts": encode(coloured(61, 47), "JPEG", restart_marker_blocks=1),
+    "one pixel": encode(coloured(1, 1), "JPEG"),
+    "a line": encode(coloured(1, 300), "JPEG"),
+    "comment": encode(coloured(61, 47), "JPEG", comment=b"made by hand"),
+    "two comments": with_segment(with_segment(PLAIN, 0xFE, b""), 0xFE, b"\xff\xd9 \xff\xc0"),
+    "profile": encode(coloured(61, 47), "JPEG", icc_profile=b"profile" * 50),
+    "resolution": encode(coloured(61, 47), "JPEG", dpi=(300, 300)),
+    "exif of a camera": encode(coloured(61, 47), "JPEG", exif=exif_of(Make=7)),
+    "exif turned twice": with_segment(
+        encode(coloured(61, 47), "JPEG", exif=exif_of(Orientation=6)), 0xE1, b"Exif\0\0MM"
+    ),
+    "thumbnail": with_segment(PLAIN, 0xE1, thumbnail_turned(1)),
+    "thumbnail turned": with_segment(PLAIN, 0xE1, thumbnail_turned(6)),
+    "xmp": with_segment(PLAIN, 0xE1, XMP.replace(b"6", b"1")),
+    "xmp turned": with_segment(PLAIN, 0xE1, XMP),
+    "exif after the frame": with_segment(
+        PLAIN, 0xE1, b"Exif\0\0" + exif_of(Orientation=6).tobytes()[6:], before=0xDA
+    ),
+    "adobe, unknown": with_segment(PLAIN, 0xEE, b"Adobe\0\x64\0\0\0\0\0"),
+    "adobe, ycc": with_segment(PLAIN, 0xEE, b"Adobe\0\x64\0\0\0\0\x01"),
+    "adobe, nonsense": with_segment(PLAIN, 0xEE, b"Adobe\0\x64\0\0\0\0\x09"),
+    "without Huffman tables": PLAIN.replace(b"\xff\xc4", b"\xff\xfe"),  # libjpeg knows the usual
+    "without JFIF": b"\xff\xd8" + PLAIN[20:],
+    "without JFIF, adobe rgb": with_segment(
+        b"\xff\xd8" + PLAIN[20:], 0xEE, b"Adobe\0\x64\0\0\0\0\0"
+    ),
+    "trailing bytes": PLAIN + b"\0" * 9,
+    "trailing text": PLAIN + b"appended by a camera",
+    "trailing picture": PLAIN + encode(coloured(9, 9, 1), "JPEG"),
+    "no end": PLAIN[:-2],
+    "filled markers": PLAIN[:20] + b"\xff\xff" + PLAIN[20:],
+    "several pictures": encode(
+        coloured(61, 47), "MPO", save_all=True, append_images=[coloured(30, 20, 1)]
+    ),
+    "an end in the middle": PLAIN[: len(PLAIN) // 2] + b"\xff\xd9",
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on odd metadata
+@pytest.mark.parametrize("name", JPEGS)
+def test_pixels_of_a_jpeg_are_those_of_the_picture(name: str) -> None:
+    assert_same(JPEGS[name])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("orientation", range(10))
+def test_pixels_of_a_jpeg_stand_upright(orientation: int, progressive: bool) -> None:
+    exif = exif_of(Orientation=orientation)
+    pixels = assert_same(
+        encode(coloured(40, 24), "JPEG", exif=exif, progressive=progressive, quality=95)
+    )
+    assert not isinstance(pixels, str)
+    assert pixels.shape[:2] == ((40, 24) if orientation in (5, 6, 7, 8) else (24, 40))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    seed=st.integers(0, 9),
+)
+def test_pixels_of_any_jpeg_are_those_of_the_picture(
+    size: tuple[int, int],
+    quality: int,
+    subsampling: int,
+    progressive: bool,
+    mode: str,
+    seed: int,
+) -> None:
+    assert_same(
+        encode(
+            coloured(*size, seed).convert(mode),
+            "JPEG",
+            quality=quality,
+            subsampling=subsampling,
+            progressive=progressive,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "form", "options"),
+    [
+        *((coloured(31, 22), form, {}) for form in ("PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")),
+        (coloured(31, 22).convert("L"), "PNG", {}),
+        (coloured(31, 22).convert("1"), "PNG", {}),
+        (coloured(31, 22).convert("P"), "PNG", {}),
+        (coloured(31, 22).convert("P"), "PNG", {"transparency": bytes(range(256))}),
+        (coloured(31, 22).convert("P"), "GIF", {"transparency": 3}),
+        (coloured(31, 22).convert("RGB"), "PNG", {"transparency": (10, 20, 30)}),
+        (palette(transparency=b"\xff\x00"), "PNG", {}),
+        (plain("RGBA", (10, 200, 30, 99)), "PNG", {}),
+        (plain("LA", (100, 99)), "PNG", {}),
+        (plain("I;16", 100 * 257), "PNG", {}),
+        (plain("I;16B", 100 * 257), "TIFF", {}),
+        (plain("F", 0.4), "TIFF", {}),
+        (plain("CMYK", (9, 8, 7, 155)), "TIFF", {}),
+        (coloured(31, 22), "PNG", {"exif": exif_of(Orientation=6)}),
+    ],
+)
+def test_pixels_of_other_formats_are_those_of_the_picture(
+    image: Image.Image, form: str, options: dict[str, Any]
+) -> None:
+    assert not isinstance(assert_same(encode(image, form, **options)), str)
+
+
+@pytest.mark.parametrize("data", [JPEGS["plain"], JPEGS["grey"], JPEGS["cmyk"]])
+def test_pixels_are_channels_last_in_memory(data: bytes) -> None:
+    """So that to resize them copies nothing first."""
+    pixels = decode_pixels(data, "x")
+    assert pixels.shape == (3, 47, 61)
+    assert pixels.permute(1, 2, 0).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "grey", "progressive", "4:2:0", "exif of a camera", "thumbnail turned", "xmp"]
+)
+def test_a_plain_jpeg_is_decoded_without_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        pytest.fail("Pillow was asked")
+
+    monkeypatch.setattr(images, "decode_image", never)
+    assert decode_pixels(JPEGS[name], "x").shape == (3, 47, 61)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.2, 0.5, 0.9, 0.99])
+def test_a_truncated_jpeg_has_no_pixels_for_the_reason_that_it_is_no_picture(
+    share: float, progressive: bool
+) -> None:
+    data = encode(coloured(60, 50), "JPEG", progressive=progressive, exif=exif_of(Make=1))
+    assert isinstance(assert_same(data[: int(len(data) * share)]), str)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.replace(b"\xff\xdb", b"\xff\xfe"),  # no quantisation
+        lambda data: data.replace(b"\xff\xda", b"\xff\xfe"),  # no scan
+        lambda data: data.replace(b"\xff\xc0", b"\xff\xc3"),  # lossless
+        lambda data: data.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),  # 12 bits
+        lambda data: data[:2] + b"\xff\xd9",
+        lambda data: data[:2] + data[2:60] * 3 + b"\xff\xd9",
+    ],
+)
+def test_a_damaged_jpeg_has_no_pixels_for_the_reason_that_it_is_no_picture(
+    damage: Callable[[bytes], bytes],
+) -> None:
+    damaged = damage(PLAIN)
+    assert damaged != PLAIN
+    assert isinstance(assert_same(damaged), str)
+
+
+@pytest.mark.parametrize(
+    ("content", "before"),
+    [
+        # libjpeg alone would pass over these, with a remark or without.
+        (b"\xff\x01", 0xC4),
+        (b"\xff\x01", 0xDA),
+        (segment(0xE0, b"JFIF"), 0xDB),
+        (segment(0xE2, b"ICC_PROFILE\0"), 0xDB),
+        (segment(0xEE, b"Adobe"), 0xDB),
+    ],
+)
+def test_a_jpeg_whose_header_pillow_refuses_has_no_pixels(content: bytes, before: int) -> None:
+    assert isinstance(assert_same(with_bytes(PLAIN, content, before)), str)
+
+
+MUTATED = [
+    encode(coloured(21, 17), "JPEG", **options)
+    for options in (
+        {},
+        {"progressive": True},
+        {"subsampling": 0, "quality": 30},
+        {"exif": exif_of(Orientation=6, Make=3)},
+        {"restart_marker_blocks": 1, "comment": b"comment"},
+    )
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on odd metadata
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.sampled_from(MUTATED),
+    changes=st.lists(
+        st.tuples(st.floats(0, 0.999), st.integers(0, 255), st.sampled_from(["set", "cut", "put"])),
+        min_size=1,
+        max_size=6,
+    ),
+    ended=st.booleans(),
+)
+@example(data=MUTATED[0], changes=[(0.5, 0, "cut")], ended=True)
+@example(data=MUTATED[1], changes=[(0.7, 0xFF, "put")], ended=True)
+def test_damaged_bytes_have_the_same_pixels_or_the_same_reason(
+    data: bytes, changes: list[tuple[float, int, str]], ended: bool
+) -> None:
+    damaged = bytearray(data)
+    for share, value, change in changes:
+        at = int(share * len(damaged))
+        end = {"set": at + 1, "cut": at + 1 + value % 16, "put": at}[change]
+        damaged[at:end] = b"" if change == "cut" else bytes([value])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "MAX_PIXELS", 1_000_000)
+        assert_same(bytes(damaged) + (b"\xff\xd9" if ended else b""))
+
+
+def test_a_damaged_jpeg_says_nothing_but_its_reason(capfd: pytest.CaptureFixture[str]) -> None:
+    """The decoder's own remarks would stand between the lines of a command."""
+    for name in ("an end in the middle", "plain"):
+        decode_pixels(JPEGS[name], "x")
+    assert capfd.readouterr() == ("", "")
+
+
+def announced(height: int, width: int) -> bytes:
+    """A whole JPEG whose header says that it is of that size."""
+    at = PLAIN.index(b"\xff\xc0") + 5
+    return PLAIN[:at] + struct.pack(">HH", height, width) + PLAIN[at + 4 :]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(65_535, 65_535), (9460, 9460), (65_535, 1366)])
+def test_a_jpeg_that_announces_a_bomb_is_refused_undecoded(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("it was decoded")
+
+    assert size[0] * size[1] > MAX_PIXELS
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", never)
+    with pytest.raises(UnreadableImage, match="bomb") as caught:
+        decode_pixels(announced(*size), "bomb.jpg")
+    assert caught.value.path == "bomb.jpg"
+
+
+def test_the_limit_of_pixels_is_the_same_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 61 * 47)
+    assert not isinstance(assert_same(PLAIN), str)
+    monkeypatch.setattr(images, "MAX_PIXELS", 61 * 47 - 1)
+    assert "bomb" in str(assert_same(PLAIN))
+
+
+@pytest.mark.parametrize("size", [(0, 61), (47, 0), (0, 0)])
+def test_a_jpeg_that_announces_no_pixels_has_none(size: tuple[int, int]) -> None:
+    assert isinstance(assert_same(announced(*size)), str)
+
+
+def test_pixels_are_read_from_a_path_a_folder_and_an_archive(faces: Path, tmp_path: Path) -> None:
+    name = "male/m_3.jpg"
+    archive = make_zip(faces, tmp_path / "faces.zip")
+    expected = np.asarray(load_image(faces / name))
+    for pixels in (
+        load_pixels(faces / name),
+        load_pixels(str(faces / name)),
+        load_pixels(name, open_source(faces)),
+        load_pixels(name, open_source(archive)),
+    ):
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+    with pytest.raises(UnreadableImage, match="cannot be read") as caught:
+        load_pixels(faces / "none.jpg")
+    assert caught.value.path == str(faces / "none.jpg")
+    (faces / "empty.jpg").write_bytes(b"")
+    with pytest.raises(UnreadableImage, match="empty file"):
+        load_pixels(faces / "empty.jpg")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["officials.zip", "scut_dev.zip", "utkface.zip", "celeba64.zip"])
+def test_pixels_of_real_pictures_are_those_of_the_pictures(
+    name: str, shared: Callable[[str], Path]
+) -> None:
+    with zipfile.ZipFile(shared(name)) as archive:
+        names = [each for each in archive.namelist() if each.endswith(".jpg")]
+        for each in names[:: max(1, len(names) // 60)]:
+            assert not isinstance(assert_same(archive.read(each)), str), each

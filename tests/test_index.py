@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import struct
+import subprocess
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +17,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw_face, make_faces, make_zip, snapshot
+from conftest import ROOT, draw_face, make_faces, make_zip, snapshot
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sentences import sentence
 
+import face_gender.index as index_module
 from face_gender import CLASSES
-from face_gender.files import ArchiveSource, FolderSource, InputError
+from face_gender.files import ArchiveSource, FolderSource, InputError, Source
+from face_gender.images import UnreadableImage, decode_image
 from face_gender.index import (
     SPLITS,
     IndexReport,
+    _hash_one,
     create_csv,
     find_data,
     hashes_of,
@@ -31,6 +39,7 @@ from face_gender.index import (
     split_rows,
     write_index,
 )
+from face_gender.sound import sound_size
 
 SHARES = (70, 15, 15)
 
@@ -423,11 +432,240 @@ def test_interrupted_hashing_writes_nothing(few: Path, monkeypatch: pytest.Monke
     def interrupt(data: bytes, name: str) -> None:
         raise KeyboardInterrupt
 
+    draw_face("male", 9).save(few / "male" / "m_9.bmp")
     before = snapshot(few)
     monkeypatch.setattr("face_gender.index.decode_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         index(few)
     assert snapshot(few) == before
+
+
+# ---------------------------------------------------------------- sound without decoding
+
+
+def encode(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+FACE = draw_face("male", 1)
+JPEGS = [
+    encode(FACE, "JPEG"),
+    encode(FACE.convert("L"), "JPEG", optimize=True),
+    encode(FACE, "JPEG", progressive=True, subsampling=0),
+    encode(FACE, "JPEG", restart_marker_blocks=2, comment=b"words", icc_profile=b"x" * 99),
+]
+PNGS = [
+    encode(FACE, "PNG"),
+    encode(FACE.convert("P"), "PNG", dpi=(72, 72)),
+    encode(FACE.convert("1"), "PNG"),
+    encode(FACE.convert("RGBA"), "PNG"),
+]
+
+
+@pytest.mark.parametrize("data", [*JPEGS, *PNGS, JPEGS[0] + bytes(512), PNGS[0] + bytes(3)])
+def test_sound_pictures_are_told_by_their_structure(data: bytes) -> None:
+    assert sound_size(data) == FACE.size == decode_image(data, "x").size
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def part(marker: int) -> bytes:
+    """The first segment of a kind in the plain JPEG."""
+    start = JPEGS[0].index(bytes([0xFF, marker]))
+    return JPEGS[0][start : start + 2 + int.from_bytes(JPEGS[0][start + 2 : start + 4], "big")]
+
+
+FRAME, SCAN, QUANTISER, HUFFMAN = part(0xC0), part(0xDA), part(0xDB), part(0xC4)
+IDAT = PNGS[0].index(b"IDAT") - 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"text",
+        JPEGS[0][:-2],
+        JPEGS[0] + b"more",
+        JPEGS[0].replace(FRAME, b""),
+        JPEGS[0].replace(FRAME, FRAME + FRAME),
+        JPEGS[0].replace(FRAME, FRAME[:4] + b"\x0c" + FRAME[5:]),  # 12 bits
+        JPEGS[0].replace(FRAME, FRAME[:5] + bytes(2) + FRAME[7:]),  # no lines
+        JPEGS[0].replace(FRAME, FRAME[:-1] + b"\3"),  # a quantisation table that is not there
+        JPEGS[0].replace(FRAME, FRAME[:11] + b"\x51" + FRAME[12:]),  # 5 blocks across
+        JPEGS[0].replace(QUANTISER, b""),
+        JPEGS[0].replace(QUANTISER, QUANTISER[:4] + b"\7" + QUANTISER[5:]),
+        JPEGS[0].replace(HUFFMAN, b""),
+        JPEGS[0].replace(HUFFMAN, HUFFMAN[:5] + b"\xff" + HUFFMAN[6:]),  # more codes than bits
+        JPEGS[0].replace(SCAN, SCAN[:5] + b"\7" + SCAN[6:]),  # a component that is not there
+        JPEGS[0].replace(SCAN, SCAN + b"\xff\xd8"),  # a second SOI among the pixels
+        JPEGS[0].replace(SCAN, segment(0xE0, b"JFIF") + SCAN),
+        JPEGS[0].replace(SCAN, b"\0" + SCAN),
+        PNGS[0][:-1],
+        PNGS[0] + b"more",
+        PNGS[0][:IDAT] + chunk(b"IEND", b""),
+        PNGS[0][:50] + bytes([PNGS[0][50] ^ 1]) + PNGS[0][51:],
+        PNGS[0][:8] + PNGS[0][IDAT:],
+        PNGS[0][:IDAT] + chunk(b"gAMA", b"x") + PNGS[0][IDAT:],
+        PNGS[1].replace(b"PLTE", b"pLTE"),
+        encode(FACE, "GIF"),
+        encode(FACE.convert("CMYK"), "JPEG"),
+    ],
+)
+def test_what_is_not_plainly_sound_takes_a_decoder(data: bytes) -> None:
+    assert sound_size(data) is None
+
+
+class Held:
+    """A source of one file."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self, name: str) -> bytes:
+        return self.data
+
+
+def reason_of(data: bytes) -> str:
+    """Why decoding refuses a picture, "" where it does not."""
+    try:
+        decode_image(data, "x")
+    except UnreadableImage as error:
+        return error.reason
+    return ""
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    data=st.sampled_from([*JPEGS, *PNGS, encode(FACE, "GIF"), encode(FACE, "BMP")]),
+    start=st.floats(0, 1, exclude_max=True),
+    length=st.integers(0, 300),
+    instead=st.binary(max_size=8),
+)
+def test_what_can_be_decoded_is_a_row_whatever_its_bytes(
+    data: bytes, start: float, length: int, instead: bytes
+) -> None:
+    at = int(start * len(data))
+    data = data[:at] + instead + data[at + length :]
+    digest, reason = _hash_one(Held(data), "x")  # type: ignore[arg-type]
+    if not reason_of(data):
+        assert (digest, reason) == (hashlib.sha256(data).hexdigest(), "")
+    elif not digest:
+        assert reason == reason_of(data)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.sampled_from(JPEGS + PNGS), share=st.floats(0, 1, exclude_max=True))
+def test_truncated_pictures_are_refused_with_the_reason_of_the_decoder(
+    data: bytes, share: float
+) -> None:
+    data = data[: int(share * len(data))]
+    # Pillow decodes a PNG that lacks no more than its end.
+    digest = "" if reason_of(data) else hashlib.sha256(data).hexdigest()
+    assert sound_size(data) is None
+    assert _hash_one(Held(data), "x") == (digest, reason_of(data))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(65_535, 65_535), (40_000, 3_000)])
+def test_size_of_a_bomb_is_refused_though_its_structure_is_sound(size: tuple[int, int]) -> None:
+    frame = FRAME[:5] + struct.pack(">HH", *size[::-1]) + FRAME[9:]
+    data = JPEGS[0].replace(FRAME, frame)
+    assert sound_size(data) == size
+    assert "bomb" in _hash_one(Held(data), "x")[1]  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- workers
+
+
+@pytest.fixture
+def mixed(few: Path) -> Path:
+    """Sound pictures, one that takes a decoder, and three that cannot be read."""
+    whole = (few / "male" / "m_0.jpg").read_bytes()
+    (few / "male" / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (few / "female" / "zero.png").write_bytes(b"")
+    (few / "female" / "text.jpg").write_text("no picture")
+    draw_face("female", 9).save(few / "female" / "x.bmp")
+    return few
+
+
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("face_gender.index._WORTH_PROCESSES", 1)
+    monkeypatch.setattr("face_gender.index._CHUNK", 2)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_processes_give_the_index_that_threads_give(
+    mixed: Path, tmp_path: Path, archive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_zip(mixed, tmp_path / "faces.zip") if archive else mixed
+    of_threads = index(data, output=tmp_path / "threads.csv")
+    in_processes(monkeypatch)
+    monkeypatch.setattr("face_gender.index._hash_one", None)  # in this process alone
+    monkeypatch.setattr("face_gender.index._start_worker", start_with_hash_one)
+    of_processes = index(data, output=tmp_path / "processes.csv")
+    pd.testing.assert_frame_equal(of_processes.table, of_threads.table)
+    assert of_processes.unreadable == of_threads.unreadable
+    assert len(of_threads.unreadable) == 3
+
+
+def start_with_hash_one(source: Source) -> None:
+    index_module._hash_one = _hash_one
+    start_worker(source)
+
+
+start_worker = index_module._start_worker
+
+
+def test_spawned_workers_give_the_same_index(mixed: Path, tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing, sys\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "import face_gender.index as index\n"
+        "index._WORTH_PROCESSES = index._CHUNK = 1\n"
+        "index._hash_one = None\n"  # in this process alone
+        "index.create_csv(sys.argv[1], sys.argv[2], progress=False)\n"
+    )
+    archive = make_zip(mixed, tmp_path / "faces.zip")
+    arguments = [sys.executable, "-c", code, str(archive), str(tmp_path / "spawned.csv")]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "spawned.csv").read_bytes() == index(archive).path.read_bytes()
+
+
+def die(names: Sequence[str]) -> None:
+    os._exit(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers import this file elsewhere")
+@pytest.mark.parametrize("name", ["_hash_in_worker", "_start_worker"])
+def test_killed_workers_cost_nothing_but_time(
+    mixed: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = index(mixed, output=tmp_path / "threads.csv").path.read_bytes()
+    in_processes(monkeypatch)
+    monkeypatch.setattr(f"face_gender.index.{name}", die)
+    assert index(mixed).path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, PermissionError])
+def test_where_no_processes_can_be_had_threads_hash(
+    mixed: Path, tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    expected = index(mixed, output=tmp_path / "threads.csv").path.read_bytes()
+    in_processes(monkeypatch)
+    monkeypatch.setattr("face_gender.index.ProcessPoolExecutor", refuse)
+    assert index(mixed).path.read_bytes() == expected
 
 
 # ---------------------------------------------------------------- groups

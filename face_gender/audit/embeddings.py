@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from face_gender import CLASSES
 from face_gender.checkpoint import Checkpoint, as_int64
-from face_gender.dataset import FaceDataset, make_loader
+from face_gender.dataset import FaceDataset, FaceLoader
 from face_gender.devices import mixed_precision, pick_device
 from face_gender.files import Source, cpu_count
 from face_gender.models import embed, head_name, to_device
@@ -50,13 +50,12 @@ def embed_all(
     dataset = FaceDataset(table, None, source, transform)
     out: npt.NDArray[np.float16] | None = None
     workers = min(jobs, cpu_count()) if len(dataset) >= 256 else 0
-    for batch in make_loader(dataset, _BATCH, workers=workers):
+    for batch in FaceLoader(dataset, _BATCH, workers=workers, device=device):
         progress(len(batch.labels) + len(batch.failures))
         if batch.images is None:
             continue
-        images = batch.images.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            features = embed(model, images).cpu().numpy()
+            features = embed(model, batch.images).cpu().numpy()
         if out is None:
             out = np.full((len(dataset), features.shape[1]), np.nan, dtype=np.float16)
         out[batch.positions.numpy()] = np.clip(features, -6e4, 6e4)

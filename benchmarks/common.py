@@ -1,0 +1,89 @@
+"""What the benchmarks share: the machine in words, paired repetitions, generated pictures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+
+from face_gender.devices import mixed_precision
+from face_gender.files import cpu_count
+
+
+def machine() -> str:
+    """Return processor, cores, 16-bit type and versions in a line."""
+    name = platform.processor() or platform.machine()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        name = next((line.split(":")[1].strip() for line in file if "model name" in line), name)
+    kind = mixed_precision(torch.device("cpu"))
+    words = [
+        f"{name}, {cpu_count()} cores, {kind or 'no 16-bit type'}",
+        f"Python {platform.python_version()}, torch {torch.__version__}",
+        f"torchvision {torchvision.__version__}",
+    ]
+    if torch.cuda.is_available():
+        words.append(torch.cuda.get_device_name())
+    return ", ".join(words)
+
+
+def rate(count: int, work: Callable[[], object]) -> float:
+    """Return ``count`` by the seconds that the work takes."""
+    started = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - started)
+
+
+def alternate(ways: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """Measure each way in turn, so that a machine that slows down slows all of them."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repetitions):
+        for name, way in ways.items():
+            found[name].append(way())
+    return found
+
+
+def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median of each way."""
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def generate(folder: Path, count: int, side: int = 200, quality: int = 90) -> list[Path]:
+    """Write JPEG files that look like noise at all scales, unless they are there; return them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:06}.jpg" for i in range(count)]
+    missing = [path for path in paths if not path.exists()]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(_draw, side=side, quality=quality), missing, chunksize=100))
+    return paths
+
+
+def _draw(path: Path, side: int, quality: int) -> None:
+    rng = np.random.default_rng(int(path.stem))
+    layers = []
+    for cells in (4, 8, 16, 32, 64):
+        noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        scaled = Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
+        layers.append(np.asarray(scaled, dtype=np.float32) * (8 / cells))
+    mixed = sum(layers) / sum(8 / cells for cells in (4, 8, 16, 32, 64))
+    Image.fromarray(np.asarray(mixed).clip(0, 255).astype(np.uint8)).save(path, quality=quality)
+
+
+def pictures(folder: Path | None, count: int, work: Path) -> list[Path]:
+    """Return that many JPEG files of a folder and those below it, or generated ones."""
+    if folder is None:
+        return generate(work / "generated", count)
+    names = (Path(parent) / name for parent, _, files in os.walk(folder) for name in files)
+    found = sorted(path for path in names if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        raise SystemExit(f"{folder} holds no JPEG files.")
+    return found[:count]

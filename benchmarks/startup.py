@@ -1,0 +1,62 @@
+"""How long the commands take to start: one command, one table.
+
+python -m benchmarks.startup [--repetitions 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks.common import alternate, generate, machine, medians
+
+IMPORTS = ("torch", "torch, torchvision", "numpy", "pandas", "PIL.Image", "face_gender.inference")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=7)
+    return parser.parse_args()
+
+
+def seconds(*arguments: str) -> float:
+    """Return how long a Python process takes."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure all in turn and print."""
+    options = parse()
+    print(machine())
+    with tempfile.TemporaryDirectory() as work:
+        folder, result = Path(work) / "ten", str(Path(work) / "r.json")
+        generate(folder, 10)
+        commands = {
+            "process.py --help": ("process.py", "--help"),
+            "process.py with a wrong option": ("process.py", "--no-such-option"),
+            "process.py on a folder that is not there": ("process.py", "no/such/folder"),
+            "process.py on ten pictures": ("process.py", str(folder), "--output", result),
+            **{f"import {each}": ("-c", f"import {each}") for each in IMPORTS},
+        }
+        ways: dict[str, Callable[[], float]] = {
+            name: partial(seconds, *arguments) for name, arguments in commands.items()
+        }
+        alternate(ways, 1)  # files into the system's cache
+        found = medians(alternate(ways, options.repetitions))
+    base = found["import torch, torchvision"]
+    print("| command | seconds | of importing torch, torchvision |\n|---|---|---|")
+    for name, value in found.items():
+        print(f"| `{name}` | {value:.2f} | {value / base:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

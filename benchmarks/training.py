@@ -1,0 +1,152 @@
+"""How fast an epoch is, beside what the machine allows and beside the plain float32 loop.
+
+python -m benchmarks.training [--data FOLDER] [--recipe resnet18] [--init none] [--pictures 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.common import alternate, machine, medians, pictures, rate
+from benchmarks.decoding import UsualDataset, bare_decoding, float_pipeline
+from face_gender.dataset import Batch
+from face_gender.devices import in_bits
+from face_gender.files import cpu_count
+from face_gender.models import build_model
+from face_gender.recipes import Recipe, get_recipe
+from face_gender.training import _loss, _Run
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of JPEG files (default: generated)")
+    parser.add_argument("--recipe", default="resnet18")
+    parser.add_argument("--init", help="none, imagenet or a .pth (default: the recipe's, or none)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--pictures", type=int, default=1_000)
+    parser.add_argument("--plain-pictures", type=int, default=200, help="for the plain loop")
+    parser.add_argument("--repetitions", type=int, default=3)
+    return parser.parse_args()
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """Return the recipe with the changes asked for."""
+    changes: dict[str, Any] = {"init": options.init or "none"}
+    if options.batch_size:
+        changes["batch_size"] = options.batch_size
+    return get_recipe(options.recipe, options.size, **changes)
+
+
+def index_of(paths: list[Path], folder: Path) -> pd.DataFrame:
+    """Return a table of the pictures, of which all but four are to be trained on."""
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    table = pd.DataFrame({"path": names, "label": [i % 2 for i in range(len(names))]})
+    table["split"] = ["val" if i < 4 else "train" for i in range(len(names))]
+    return table
+
+
+class InMemory:
+    """As many batches as a loader has, of random tensors that are there already."""
+
+    def __init__(self, run: _Run) -> None:
+        self.sampler = run.train_loader.sampler
+        size = run.recipe.preprocessing
+        shape = (self.sampler.batch_size, 3, size.height, size.width)
+        images = torch.randn(shape).to(run.device, memory_format=torch.channels_last)
+        positions = torch.arange(len(images))
+        self.batch = Batch(images, positions % 2, positions, [])
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Any:
+        left = self.sampler.pictures
+        while left > 0:
+            count = min(left, len(self.batch.labels))
+            images = self.batch.images[:count] if self.batch.images is not None else None
+            yield Batch(images, self.batch.labels[:count], self.batch.positions[:count], [])
+            left -= count
+
+
+def epoch(run: _Run, loader: Any) -> Callable[[], float]:
+    """Return what trains once on what the loader gives, in images a second."""
+
+    def measure() -> float:
+        run.train_loader = loader
+        return run._train_epoch(0)[1]
+
+    return measure
+
+
+def plain_loop(recipe: Recipe, paths: list[Path]) -> Callable[[], object]:
+    """Return one epoch as the published notebooks write it: Pillow, float32, torch's defaults."""
+    model = build_model(recipe.arch).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    data = UsualDataset(paths, float_pipeline(recipe.preprocessing))
+    loader = DataLoader(data, recipe.batch_size, num_workers=cpu_count())
+
+    def run() -> None:
+        for images in loader:
+            labels = torch.arange(len(images)) % 2
+            loss = _loss(model(images), labels, recipe)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return run
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    with tempfile.TemporaryDirectory() as work:
+        measure(options, Path(work))
+
+
+def measure(options: argparse.Namespace, work: Path) -> None:
+    """Measure all ways in turn and print one table."""
+    print(machine())
+    recipe = recipe_of(options)
+    folder = options.data or work / "generated"
+    paths = pictures(options.data, options.pictures, work)
+    run = _Run(recipe, index_of(paths, folder), folder, work, 0, "auto", None, True, False)
+    few = paths[: options.plain_pictures]
+    plain = plain_loop(recipe, few)
+    print(
+        f"{recipe.name}, {recipe.preprocessing.height} x {recipe.preprocessing.width}, batches of "
+        f"{recipe.batch_size}, {in_bits(run.precision)}"
+    )
+    ways: dict[str, Callable[[], float]] = {
+        "an epoch": epoch(run, run.train_loader),
+        "tensors in memory": epoch(run, InMemory(run)),
+        "decoding alone": bare_decoding(paths, recipe.preprocessing),
+        "plain float32 loop": lambda: rate(len(few), plain),
+    }
+    alternate(ways, 1)  # memory is taken, kernels are compiled
+    found = alternate(ways, options.repetitions)
+    report(medians(found))
+
+
+def report(speed: dict[str, float]) -> None:
+    """Print the table."""
+    own = speed["an epoch"]
+    bound = 1 / (1 / speed["decoding alone"] + 1 / speed["tensors in memory"])
+    print("| way | images/s | an epoch is faster by |\n|---|---|---|")
+    for name, value in {**speed, "bound of decoding and net": bound}.items():
+        print(f"| {name} | {value:,.1f} | {own / value:.2f} |")
+    print(f"an epoch takes {speed['tensors in memory'] / own:.3f} of one on tensors in memory")
+
+
+if __name__ == "__main__":
+    main()
