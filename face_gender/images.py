@@ -18,6 +18,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from face_gender.files import Source, read_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 # Pillow's own threshold for a decompression bomb. It only warns there; here it is the end.
@@ -26,6 +28,8 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE = 65_535
 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "HEIF")
+
+_RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 _HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
@@ -78,17 +82,33 @@ def read_bytes(name: str, source: Source | None) -> bytes:
 
 def decode_pixels(data: bytes, name: str) -> Tensor:
     """Decode the bytes of one picture as `load_pixels` does; ``name`` is for the error alone."""
-    # Imported here: making an index needs no torch.
-    import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+    import torch  # here: making an index needs none
 
-    if _is_plain_jpeg(data):
+    libjpeg = _libjpeg()
+    if libjpeg is not None and _is_plain_jpeg(data):
         # What libjpeg refuses, Pillow may still read, and if not, it says why.
         with suppress(RuntimeError):
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+            pixels: Tensor = libjpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB)
+            return pixels
     image = decode_image(data, name)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@cache
+def _libjpeg() -> Callable[..., Tensor] | None:
+    """Return torchvision's decoder, None where it has none: Pillow then reads all files.
+
+    The operator and not the function around it, which warns at every call that a future release
+    of torchvision will be without.
+    """
+    try:
+        import torch
+        import torchvision.io  # noqa: F401 - registers it
+
+        decoder: Callable[..., Tensor] = torch.ops.image.decode_jpeg.default
+    except (ImportError, AttributeError, RuntimeError):
+        return None
+    return decoder
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,10 @@ from conftest import COLOURS, make_faces, make_zip
 from PIL import Image
 from sentences import sentence
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from face_gender.dataset import Batch, EpochSampler, FaceDataset, make_loader, select_split
-from face_gender.files import InputError
-from face_gender.images import UnreadableImage
+from face_gender.dataset import Batch, FaceDataset, FaceLoader, select_split
+from face_gender.files import FolderSource, InputError
+from face_gender.images import UnreadableImage, load_pixels
 from face_gender.index import create_csv, read_index
 from face_gender.preprocessing import Augmentation, Preprocessing
 
@@ -29,8 +30,8 @@ def index(faces: Path) -> Path:
     return create_csv(faces, progress=False).path
 
 
-def batches(loader: DataLoader[Batch], epoch: int = 0) -> list[Batch]:
-    loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+def batches(loader: FaceLoader, epoch: int = 0) -> list[Batch]:
+    loader.sampler.epoch = epoch
     return list(loader)
 
 
@@ -146,7 +147,7 @@ def test_an_empty_split_is_refused_in_a_sentence(faces: Path, tmp_path: Path) ->
 
 def test_batches_hold_every_picture_once(index: Path, faces: Path) -> None:
     dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
-    found = batches(make_loader(dataset, 8, shuffle=True))
+    found = batches(FaceLoader(dataset, 8, shuffle=True))
     assert sorted(positions_of(found)) == list(range(len(dataset)))
     assert [len(batch.labels) for batch in found] == [8, 8, 8, 4]
     assert type(found[0].images) is Tensor
@@ -157,7 +158,7 @@ def test_batches_hold_every_picture_once(index: Path, faces: Path) -> None:
 def test_labels_belong_to_their_pictures(index: Path, faces: Path) -> None:
     dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
     assert COLOURS["male"][0] > COLOURS["male"][2]
-    for batch in batches(make_loader(dataset, 5, shuffle=True)):
+    for batch in batches(FaceLoader(dataset, 5, shuffle=True)):
         assert batch.images is not None
         assert [0 if is_red(image) else 1 for image in batch.images] == batch.labels.tolist()
         assert dataset.labels[batch.positions.numpy()].tolist() == batch.labels.tolist()
@@ -165,7 +166,7 @@ def test_labels_belong_to_their_pictures(index: Path, faces: Path) -> None:
 
 def test_without_shuffle_the_order_is_that_of_the_index(index: Path, faces: Path) -> None:
     dataset = FaceDataset(index, "val", faces, PLAIN.eval_transform())
-    loader = make_loader(dataset, 4)
+    loader = FaceLoader(dataset, 4)
     assert positions_of(batches(loader)) == list(range(len(dataset)))
     assert positions_of(batches(loader, epoch=3)) == list(range(len(dataset)))
 
@@ -174,7 +175,7 @@ def test_shuffling_follows_the_seed_and_the_epoch(index: Path, faces: Path) -> N
     dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
 
     def order(seed: int, epoch: int) -> list[int]:
-        return positions_of(batches(make_loader(dataset, 8, True, seed), epoch))
+        return positions_of(batches(FaceLoader(dataset, 8, True, seed), epoch))
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(1, 0)
@@ -184,7 +185,7 @@ def test_shuffling_follows_the_seed_and_the_epoch(index: Path, faces: Path) -> N
 def test_augmentation_differs_by_epoch_and_by_picture(index: Path, faces: Path) -> None:
     same = FaceDataset(index, "train", faces, SHAKEN.train_transform())
     same.paths[:] = same.paths[0]  # one picture in every place
-    loader = make_loader(same, len(same))
+    loader = FaceLoader(same, len(same))
     first, second = images_of(batches(loader, 0)), images_of(batches(loader, 1))
     assert len({image.numpy().tobytes() for image in first}) > 20
     assert not torch.equal(first, second)
@@ -192,7 +193,7 @@ def test_augmentation_differs_by_epoch_and_by_picture(index: Path, faces: Path) 
 
 def test_the_same_seed_gives_the_same_batches_with_workers(index: Path, faces: Path) -> None:
     dataset = FaceDataset(index, "train", faces, SHAKEN.train_transform())
-    alone, helped = (make_loader(dataset, 8, True, 5, workers=workers) for workers in (0, 2))
+    alone, helped = (FaceLoader(dataset, 8, True, 5, workers=workers) for workers in (0, 2))
     for epoch in (0, 1):
         for one, other in zip(batches(alone, epoch), batches(helped, epoch), strict=True):
             assert torch.equal(one.images, other.images)  # type: ignore[arg-type]
@@ -206,7 +207,7 @@ def test_reading_leaves_the_random_numbers_of_the_net_alone(
     reseeded: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
     dataset = FaceDataset(index, "train", faces, SHAKEN.train_transform())
-    loader = iter(make_loader(dataset, 8))
+    loader = iter(FaceLoader(dataset, 8))
     before = torch.get_rng_state()
     next(loader)
     assert torch.equal(torch.get_rng_state(), before)
@@ -220,7 +221,7 @@ def test_a_bad_file_is_reported_and_no_neighbour_stands_in(
     dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
     bad = [0, 9, 10, len(dataset) - 1]
     spoil(faces, dataset, bad)
-    found = batches(make_loader(dataset, 5, shuffle=True, workers=workers))
+    found = batches(FaceLoader(dataset, 5, shuffle=True, workers=workers))
     failures = dict(failure for batch in found for failure in batch.failures)
     assert sorted(failures) == bad
     assert all("not an image" in reason for reason in failures.values())
@@ -236,7 +237,7 @@ def test_a_bad_file_is_reported_and_no_neighbour_stands_in(
 def test_a_batch_of_bad_files_alone_has_no_images(index: Path, faces: Path) -> None:
     dataset = FaceDataset(index, "val", faces, PLAIN.eval_transform())
     spoil(faces, dataset, [0, 1])
-    first = batches(make_loader(dataset, 2))[0]
+    first = batches(FaceLoader(dataset, 2))[0]
     assert first.images is None
     assert (len(first.labels), len(first.positions)) == (0, 0)
     assert [position for position, _ in first.failures] == [0, 1]
@@ -244,11 +245,10 @@ def test_a_batch_of_bad_files_alone_has_no_images(index: Path, faces: Path) -> N
 
 def test_excluded_pictures_are_left_out_of_the_next_epoch(index: Path, faces: Path) -> None:
     dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
-    loader = make_loader(dataset, 8, shuffle=True)
-    sampler = loader.sampler
-    assert isinstance(sampler, EpochSampler)
-    sampler.excluded.update([2, 7])
-    assert len(sampler) == len(dataset) - 2
+    loader = FaceLoader(dataset, 8, shuffle=True)
+    loader.sampler.excluded.update([2, 7])
+    assert loader.sampler.pictures == len(dataset) - 2
+    assert len(loader) == len(batches(loader)) == 4
     assert {2, 7}.isdisjoint(positions_of(batches(loader)))
 
 
@@ -258,8 +258,8 @@ def test_workers_read_an_archive(index: Path, faces: Path, tmp_path: Path) -> No
     from_zip = FaceDataset(table, "train", packed, PLAIN.eval_transform())
     from_zip[0]  # open in the parent: a forked worker must not share its file position
     from_folder = FaceDataset(index, "train", faces, PLAIN.eval_transform())
-    there = images_of(batches(make_loader(from_zip, 4, workers=2)))
-    here = images_of(batches(make_loader(from_folder, 4)))
+    there = images_of(batches(FaceLoader(from_zip, 4, workers=2)))
+    here = images_of(batches(FaceLoader(from_folder, 4)))
     assert torch.equal(there, here)
 
 
@@ -267,19 +267,87 @@ def test_spawned_workers_read_what_the_parent_would(index: Path, faces: Path) ->
     """As on Windows and macOS, where a worker gets the data set by pickle."""
     dataset = FaceDataset(index, "val", faces, SHAKEN.train_transform())
     spoil(faces, dataset, [1])
-    loader = make_loader(dataset, 4, seed=3, workers=1)
-    loader.multiprocessing_context = "spawn"
-    spawned, alone = batches(loader), batches(make_loader(dataset, 4, seed=3))
+    loader = FaceLoader(dataset, 4, seed=3, workers=1)
+    assert loader._processes is not None
+    loader._processes.loader.multiprocessing_context = "spawn"
+    spawned, alone = batches(loader), batches(FaceLoader(dataset, 4, seed=3))
     assert torch.equal(images_of(spawned), images_of(alone))
     assert positions_of(spawned) == positions_of(alone)
     assert spawned[0].failures == alone[0].failures != []
 
 
-def test_small_data_sets_start_no_workers(index: Path, faces: Path) -> None:
-    dataset = FaceDataset(index, "train", faces)
-    assert make_loader(dataset, 8).num_workers == 0
-    many = pd.concat([read_index(index)] * 10, ignore_index=True)
-    assert make_loader(FaceDataset(many, None, faces), 8).num_workers >= 1
+def test_processes_read_for_other_devices_and_many_pictures_alone(index: Path, faces: Path) -> None:
+    few = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+    rows = pd.concat([read_index(index)] * 10, ignore_index=True)
+    many = FaceDataset(rows, None, faces, PLAIN.eval_transform())
+    assert FaceLoader(many, 8).workers == 0
+    assert FaceLoader(few, 8, device="cuda").workers == 0
+    assert FaceLoader(many, 8, device="cuda").workers >= 1
+    assert FaceLoader(few, 8, workers=3).workers == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_are_kept_are_not_written_over(index: Path, faces: Path, workers: int) -> None:
+    dataset = FaceDataset(index, None, faces, PLAIN.eval_transform())
+    expected = torch.stack([dataset[i][0] for i in range(len(dataset))])
+    assert torch.equal(images_of(batches(FaceLoader(dataset, 2, workers=workers))), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pixels_as_they_were_read_are_those_of_the_picture(
+    index: Path, faces: Path, workers: int
+) -> None:
+    dataset = FaceDataset(index, "train", faces, SHAKEN.train_transform())
+    for batch in FaceLoader(dataset, 3, workers=workers).read():
+        assert batch.images is not None and batch.images.dtype == torch.uint8
+        for pixels, position in zip(batch.images, batch.positions.tolist(), strict=True):
+            path = faces / str(dataset.paths[position])
+            assert torch.equal(pixels, SHAKEN.resized(load_pixels(path)))
+
+
+def test_augmentation_depends_on_neither_the_batch_nor_the_workers(
+    index: Path, faces: Path
+) -> None:
+    dataset = FaceDataset(index, "val", faces, SHAKEN.train_transform())
+    loaders = (FaceLoader(dataset, size, seed=4, workers=n) for size, n in ((1, 0), (3, 0), (3, 2)))
+    one, three, helped = (images_of(batches(loader, epoch=2)) for loader in loaders)
+    assert torch.allclose(one, three, atol=1e-5)
+    assert torch.equal(three, helped)
+
+
+class _Deadly(FolderSource):
+    """Kills the process that reads, as the system does one that has no memory left."""
+
+    def read(self, name: str) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+
+def test_a_killed_worker_is_answered_in_a_sentence(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", _Deadly(faces), PLAIN.eval_transform())
+    with pytest.raises(InputError, match="workers=0") as caught:
+        batches(FaceLoader(dataset, 4, workers=1))
+    assert sentence(caught)
+
+
+def test_an_epoch_may_be_left_and_another_begun(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces, PLAIN.eval_transform())
+    for workers in (0, 2):
+        loader = FaceLoader(dataset, 4, workers=workers)
+        next(iter(loader))
+        assert positions_of(batches(loader)) == list(range(len(dataset)))
+
+
+def test_other_code_keeps_its_threads(index: Path, faces: Path) -> None:
+    before = torch.get_num_threads()
+    batches(FaceLoader(FaceDataset(index, "train", faces, PLAIN.eval_transform()), 4))
+    assert torch.get_num_threads() == before
+
+
+def test_a_transform_of_ones_own_belongs_into_torchs_loader(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "train", faces, lambda image: image)
+    with pytest.raises(TypeError, match="train_transform"):
+        FaceLoader(dataset, 4)
 
 
 def test_cyrillic_names_and_spaces_are_read(tmp_path: Path) -> None:

@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw_face, make_faces, make_zip
+from conftest import ROOT, draw_face, make_faces, make_zip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from face_gender import inference
 from face_gender.checkpoint import Checkpoint
 from face_gender.dataset import FaceDataset
-from face_gender.files import open_source
+from face_gender.devices import mixed_precision
+from face_gender.files import InputError, open_source
 from face_gender.index import create_csv
-from face_gender.inference import Classifier, Prediction, Skipped, classify, load_classifier
+from face_gender.inference import (
+    Classifier,
+    Prediction,
+    Skipped,
+    choose_load,
+    classify,
+    load_classifier,
+)
 from face_gender.models import build_model
 from face_gender.preprocessing import Preprocessing
 from face_gender.recipes import RECIPES, get_recipe
@@ -37,13 +44,14 @@ def test_serving_makes_the_tensors_of_training(name: str, faces: Path, tmp_path:
     transform = RECIPES[name].preprocessing.eval_transform()
     dataset = FaceDataset(index, "test", faces, transform)
     expected = {str(path): dataset[i][0] for i, path in enumerate(dataset.paths)}
-    served = load_classifier(tmp_path / "c.pth").transform
+    net = load_classifier(tmp_path / "c.pth", mixed=False)
+    taken: list[torch.Tensor] = []
+    net.model.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].clone()))
     source = open_source(make_zip(faces, tmp_path / "z.zip"))
-    loaded = list(inference._load_ahead(served, source, sorted(expected), 3, 2))
-    assert [item[0] for item in loaded if not isinstance(item, Skipped)] == sorted(expected)
-    for item in loaded:
-        assert not isinstance(item, Skipped)
-        assert torch.equal(item[1], expected[item[0]])
+    answers = list(classify(net, source, sorted(expected), batch_size=2, workers=1))
+    assert [answer.name for answer in answers] == sorted(expected)
+    for served, name in zip(torch.cat(taken), sorted(expected), strict=True):
+        assert torch.equal(served, expected[name])
 
 
 class _Echo(torch.nn.Module):
@@ -57,8 +65,7 @@ def echo_classifier(model: torch.nn.Module | None = None) -> Classifier:
     checkpoint = make_checkpoint("compact_cnn")
     preprocessing = Preprocessing(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
     checkpoint = replace(checkpoint, preprocessing=preprocessing)
-    transform = preprocessing.eval_transform()
-    return Classifier(checkpoint, model or _Echo(), transform, torch.device("cpu"))
+    return Classifier(checkpoint, model or _Echo(), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +108,78 @@ def test_no_more_than_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
 
     stream = classify(echo_classifier(), open_source(folder), names(), batch_size=4, workers=2)
     next(stream)
-    assert len(asked) <= 3 * 4
+    assert len(asked) <= 2 * 2 * 4  # two batches for each thread
     stream.close()
-    assert len(asked) <= 3 * 4
+    assert len(asked) <= 2 * 2 * 4
+
+
+def test_other_code_keeps_its_threads(mixed: Path) -> None:
+    before = torch.get_num_threads()
+    stream = classify(echo_classifier(), open_source(mixed), ["00.jpg", "01.jpg"], 1, 2)
+    next(stream)
+    stream.close()
+    assert torch.get_num_threads() == before
+
+
+class _Small(_Echo):
+    """A net on a device that has memory for three pictures."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried too much")
+        return super().forward(images)
+
+
+def test_out_of_memory_halves_the_batch(mixed: Path) -> None:
+    names = [f"{i:02}.jpg" for i in range(30)]
+    expected, found = (
+        list(classify(echo_classifier(net), open_source(mixed), names, 16, 2))
+        for net in (_Echo(), _Small())
+    )
+    assert found == expected
+
+
+def test_a_picture_that_does_not_fit_into_memory_ends_in_a_sentence(mixed: Path) -> None:
+    class Full(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(InputError, match="memory is too small"):
+        list(classify(echo_classifier(Full()), open_source(mixed), ["00.jpg", "01.jpg"], 2, 1))
+
+
+def test_other_errors_of_a_net_are_not_taken_for_memory(mixed: Path) -> None:
+    class Wrong(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        list(classify(echo_classifier(Wrong()), open_source(mixed), ["00.jpg"]))
+
+
+@pytest.mark.skipif(mixed_precision(torch.device("cpu")) is None, reason="no 16-bit type")
+def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: Path) -> None:
+    weights = ROOT / "model_weights" / "shipped.pth"
+    names = [f"{i:02}.jpg" for i in range(30)]
+    few, full = (
+        [
+            answer.scores
+            for answer in classify(load_classifier(weights, mixed=on), open_source(mixed), names)
+            if isinstance(answer, Prediction)
+        ]
+        for on in (True, False)
+    )
+    assert few != full
+    assert (torch.tensor(few) - torch.tensor(full)).abs().max() <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("given_", "chosen"),
+    [((10, None, 2), (5, 2)), ((1_000, None, 2), (16, 2)), ((1_000, 7, 3), (7, 3)),
+     ((3, 7, 2), (2, 2)), ((None, None, 4), (16, 4)), ((1, None, 4), (1, 4))],
+)  # fmt: skip
+def test_a_small_folder_is_shared_by_all_threads(given_: tuple, chosen: tuple) -> None:
+    assert choose_load(torch.device("cpu"), *given_) == chosen
 
 
 def test_paths_without_a_source(tmp_path: Path) -> None:
