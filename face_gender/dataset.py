@@ -134,7 +134,7 @@ class EpochSampler(Sampler[_Task]):
     def __iter__(self) -> Iterator[_Task]:
         order = np.arange(self.size)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            order = np.random.default_rng([self.seed % 2**64, self.epoch]).permutation(order)
         if self.excluded:
             order = order[~np.isin(order, list(self.excluded))]
         for batch, start in enumerate(range(0, len(order), self.batch_size)):

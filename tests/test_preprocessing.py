@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from sentences import sentence
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import v2
 
-from face_gender.preprocessing import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Augmentation,
-    Preprocessing,
-    _random_transforms,
-)
+from face_gender.augmentation import CHANCES, Augmentation, draw
+from face_gender.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, stack
 
 NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves values in 0..1
-
-
-def halves(size: tuple[int, int], left: str, right: str) -> Image.Image:
-    """A picture of (width, height) pixels whose halves differ."""
-    image = Image.new("RGB", size, left)
-    image.paste(right, (size[0] // 2, 0, *size))
-    return image
 
 
 def drawn(transform: object, image: Image.Image, seeds: range) -> list[Tensor]:
@@ -148,32 +137,6 @@ def test_train_without_augmentation_is_eval() -> None:
         assert torch.equal(tensor, expected)
 
 
-def test_half_of_the_training_pictures_are_mirrored() -> None:
-    preprocessing = Preprocessing(8, 8, augmentation=Augmentation(horizontal_flip=0.5))
-    image = halves((8, 8), "black", "white")
-    upright = preprocessing.eval_transform()(image)
-    tensors = drawn(preprocessing.train_transform(), image, range(60))
-    mirrored = [torch.equal(tensor, upright.flip(-1)) for tensor in tensors]
-    kept = [torch.equal(tensor, upright) for tensor in tensors]
-    assert 15 < sum(mirrored) < 45
-    assert sum(mirrored) + sum(kept) == 60
-
-
-def test_rotation_turns_training_pictures_to_both_sides_at_most_so_far() -> None:
-    preprocessing = Preprocessing(41, 41, augmentation=Augmentation(rotation=15), **NEUTRAL)
-    image = Image.new("RGB", (41, 41))
-    image.paste("white", (36, 18, 41, 23))  # a mark at 3 o'clock, 18 pixels from the centre
-    rows = []
-    for tensor in drawn(preprocessing.train_transform(), image, range(40)):
-        weights = tensor[0]
-        rows.append(float((weights.sum(1) * torch.arange(41)).sum() / weights.sum()) - 20)
-    furthest = 18 * np.sin(np.radians(15)) + 1
-    assert all(abs(row) <= furthest for row in rows)
-    assert min(rows) < -2
-    assert max(rows) > 2
-    assert len({round(row, 3) for row in rows}) > 10
-
-
 def test_stretch_shows_the_whole_picture_and_crop_its_centre() -> None:
     image = Image.new("RGB", (60, 20), "black")
     image.paste("white", (20, 0, 40, 20))  # the middle third
@@ -195,21 +158,27 @@ def test_crop_keeps_a_circle_round(size: tuple[int, int]) -> None:
     assert across > 30
 
 
-def test_crop_of_a_hair_needs_no_more_than_the_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+class _Largest(TorchDispatchMode):
+    """Notes how many values the largest tensor has that an operation returns."""
+
+    values = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.values = max(self.values, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_crop_of_a_hair_needs_no_more_than_the_tensor(size: tuple[int, int]) -> None:
     """1 x 20,000 pixels scaled up to cover 224 x 224 would be 12 gigabytes."""
-    from torchvision.transforms import v2
-
-    resize, areas = v2.functional.resize, []
-
-    def watched(image: Tensor, size: list[int], **options: object) -> Tensor:
-        areas.append(size[0] * size[1])
-        return resize(image, size, **options)
-
-    monkeypatch.setattr(v2.functional, "resize", watched)
-    for size in ((1, 20_000), (20_000, 1)):
+    with _Largest() as largest:
         tensor = Preprocessing(224, 224, "crop").eval_transform()(Image.new("RGB", size))
-        assert tensor.shape == (3, 224, 224)
-    assert areas == [224 * 224] * 2
+    assert tensor.shape == (3, 224, 224)
+    assert largest.values == 3 * 224 * 224
 
 
 @pytest.mark.parametrize(
@@ -229,126 +198,119 @@ def test_settings_without_sense_are_refused_in_a_sentence(wrong: dict[str, objec
     sentence(caught)
 
 
-def test_every_change_is_off_unless_asked_for() -> None:
-    assert _random_transforms(Augmentation()) == []
-    assert asdict(Augmentation()) == {
-        **dict.fromkeys(("horizontal_flip", "rotation", "shift", "colour", "grey"), 0.0),
-        **dict.fromkeys(("downscale", "erasing"), 0.0),
-        "zoom": (1.0, 1.0),
-    }
-
-
-@pytest.mark.parametrize(
-    "on",
-    [
-        {"zoom": (0.5, 0.8)},
-        {"zoom": (1.5, 2.0)},
-        {"shift": 0.3},
-        {"colour": 0.5},
-        {"grey": 1.0},
-        {"downscale": 1.0},
-        {"erasing": 1.0},
-    ],
-    ids=str,
-)
-def test_each_change_is_made_to_training_pictures_alone(on: dict[str, Any]) -> None:
-    preprocessing = Preprocessing(60, 50, augmentation=Augmentation(**on), **NEUTRAL)
-    image = draw_face("male", 0, (50, 60))
-    plain = preprocessing.eval_transform()(image)
-    assert torch.equal(plain, Preprocessing(60, 50, **NEUTRAL).eval_transform()(image))
-    tensors = drawn(preprocessing.train_transform(), image, range(12))
-    assert sum(not torch.equal(tensor, plain) for tensor in tensors) >= 9
-    assert all(tensor.shape == plain.shape for tensor in tensors)
-    assert all(tensor.min() >= 0 and tensor.max() <= 1 for tensor in tensors)
-    again = drawn(preprocessing.train_transform(), image, range(12))
-    assert all(map(torch.equal, tensors, again))
-
-
-@pytest.mark.parametrize(("chance", "most"), [(0.5, 40), (0.1, 15)])
-@pytest.mark.parametrize("setting", ["grey", "downscale", "erasing"])
-def test_probabilities_are_met_about(setting: str, chance: float, most: int) -> None:
-    preprocessing = Preprocessing(50, 50, augmentation=Augmentation(**{setting: chance}))
-    image = draw_face("female", 0, (50, 50))
-    plain = preprocessing.eval_transform()(image)
-    tensors = drawn(preprocessing.train_transform(), image, range(60))
-    changed = sum(not torch.equal(tensor, plain) for tensor in tensors)
-    assert chance * 60 / 3 < changed < most
-
-
-def test_a_zoom_below_one_shrinks_the_picture_within_a_black_frame() -> None:
-    white = Image.new("RGB", (40, 40), "white")
-    small = Preprocessing(40, 40, augmentation=Augmentation(zoom=(0.5, 0.5)), **NEUTRAL)
-    (tensor,) = drawn(small.train_transform(), white, range(1))
-    assert tensor.mean().item() == pytest.approx(0.25, abs=0.03)
-    assert tensor[:, 20, 20].tolist() == [1, 1, 1]
-    large = Preprocessing(40, 40, augmentation=Augmentation(zoom=(2.0, 2.0)), **NEUTRAL)
-    (tensor,) = drawn(large.train_transform(), white, range(1))
-    assert tensor.min() == 1
-
-
-def test_a_shift_moves_no_further_than_its_share() -> None:
-    preprocessing = Preprocessing(40, 40, augmentation=Augmentation(shift=0.25), **NEUTRAL)
-    tensors = drawn(preprocessing.train_transform(), Image.new("RGB", (40, 40), "white"), range(20))
-    black = [int((tensor[0].amax(0) < 0.5).sum()) for tensor in tensors]
-    assert max(black) <= 10
-    assert len(set(black)) > 3
-
-
-def test_grey_leaves_no_colour() -> None:
-    preprocessing = Preprocessing(40, 40, augmentation=Augmentation(grey=1), **NEUTRAL)
-    tensor = preprocessing.train_transform()(draw_face("male", 0))
-    assert torch.equal(tensor[0], tensor[1]) and torch.equal(tensor[1], tensor[2])
-
-
-def test_downscaling_costs_detail_and_spares_small_pictures() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    image, on = Image.fromarray(noise), Augmentation(downscale=1)
-    plain = Preprocessing(96, 96, **NEUTRAL).eval_transform()(image)
-    large = drawn(Preprocessing(96, 96, augmentation=on, **NEUTRAL).train_transform(), image,
-                  range(8))  # fmt: skip
-    assert all(tensor.std() < plain.std() for tensor in large)
-    assert all(abs(tensor.mean() - plain.mean()) < 0.02 for tensor in large)
-    small = Preprocessing(24, 60, augmentation=on, **NEUTRAL)
-    expected = small.eval_transform()(image)
-    for tensor in drawn(small.train_transform(), image, range(5)):
-        assert torch.equal(tensor, expected)
-
-
-def test_erasing_takes_a_fifth_at_most() -> None:
-    preprocessing = Preprocessing(60, 60, augmentation=Augmentation(erasing=1), **NEUTRAL)
-    white = Image.new("RGB", (60, 60), "white")
-    for tensor in drawn(preprocessing.train_transform(), white, range(20)):
-        assert 0.01 < (tensor == 0).float().mean() <= 0.21
-
-
 def test_settings_of_older_files_change_nothing_new() -> None:
     values = Preprocessing(augmentation=Augmentation(0.5, 15)).to_dict()
     values["augmentation"] = {"horizontal_flip": 0.5, "rotation": 15}
     assert Preprocessing.from_dict(values) == Preprocessing(augmentation=Augmentation(0.5, 15))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"horizontal_flip": 1.5},
-        {"horizontal_flip": float("nan")},
-        {"rotation": -1},
-        *({name: -0.1} for name in ("shift", "colour", "grey", "downscale", "erasing")),
-        *({name: 1.5} for name in ("shift", "colour", "grey", "downscale", "erasing")),
-        {"shift": float("nan")},
-        {"zoom": (0.0, 1.0)},
-        {"zoom": (1.2, 0.8)},
-        {"zoom": (1.0,)},
-        {"zoom": (float("nan"), 1.0)},
-    ],
-)
-def test_augmentation_without_sense_is_refused_in_a_sentence(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError) as caught:
-        Augmentation(**wrong)
-    assert next(iter(wrong)) in sentence(caught)
-
-
 @pytest.mark.parametrize("values", [{}, {"mean": [0, 0, 0], "std": [1, 1, 1], "colour": "no"}])
 def test_other_data_are_no_preprocessing(values: dict[str, object]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         Preprocessing.from_dict(values)
+
+
+# Whole batches
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def expected_centre(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
+    height, width = pixels.shape[1:]
+    scale = max(preprocessing.height / height, preprocessing.width / width)
+    sides = (preprocessing.height, preprocessing.width)
+    return v2.functional.center_crop(pixels, [max(1, round(side / scale)) for side in sides])
+
+
+@given(
+    resize=st.sampled_from(["stretch", "crop"]),
+    target=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    source=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    layout=st.sampled_from(["planes", "channels last", "window"]),
+)
+@settings(deadline=None, max_examples=80)
+def test_pictures_are_resized_as_torchvision_does(
+    resize: Any, target: tuple[int, int], source: tuple[int, int], layout: str
+) -> None:
+    height, width = source
+    pixels = {
+        "planes": noise(3, height, width),
+        "channels last": noise(height, width, 3).permute(2, 0, 1),
+        "window": noise(height + 7, width + 9, 3).permute(2, 0, 1)[:, 4:-3, 2:-7],
+    }[layout]
+    preprocessing = Preprocessing(*target, resize)
+    whole = expected_centre(preprocessing, pixels) if resize == "crop" else pixels
+    expected = v2.functional.resize(whole.clone(), list(target), antialias=True)
+    before = pixels.clone()
+    result = preprocessing.resized(pixels)
+    assert result.dtype == torch.uint8
+    assert torch.equal(result, expected)
+    assert result.permute(1, 2, 0).is_contiguous()
+    assert torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+@pytest.mark.parametrize("size", [(50, 70), (9, 9), (20, 30)])
+def test_a_picture_is_resized_into_memory_that_is_given(size: tuple[int, int], resize: Any) -> None:
+    preprocessing, pixels = Preprocessing(20, 30, resize), noise(*size, 3).permute(2, 0, 1)
+    memory = torch.full((4, 20, 30, 3), 7, dtype=torch.uint8)
+    slots = memory.permute(0, 3, 1, 2)
+    result = preprocessing.resized(pixels, out=slots[2])
+    assert result.data_ptr() == memory[2].data_ptr()
+    assert torch.equal(slots[2], preprocessing.resized(pixels))
+    assert (memory[[0, 1, 3]] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize(("mean", "std"), [(IMAGENET_MEAN, IMAGENET_STD), ((0, 0, 0), (1, 2, 3))])
+def test_a_batch_is_normalised_as_torchvision_does(
+    mean: Any, std: Any, count: int, dtype: torch.dtype
+) -> None:
+    for images in (noise(count, 3, 11, 7), noise(count, 11, 7, 3).permute(0, 3, 1, 2)):
+        given_images = images.to(dtype)
+        before = given_images.clone()
+        result = Preprocessing(11, 7, mean=mean, std=std).normalized(given_images)
+        expected = v2.functional.normalize(images.float() / 255, list(mean), list(std))
+        assert result.dtype == torch.float32
+        assert torch.allclose(result, expected, atol=1e-5)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(given_images, before)
+        assert count == 0 or result.data_ptr() != given_images.data_ptr()
+
+
+def test_pictures_are_stacked_channels_last() -> None:
+    pictures = [noise(3, 11, 7, seed=1), noise(11, 7, 3, seed=2).permute(2, 0, 1)]
+    batch = stack(pictures)
+    assert torch.equal(batch, torch.stack(pictures))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_batch_is_finished_as_its_pictures_are() -> None:
+    shaken = Augmentation(0.5, 20, (0.8, 1.2), 0.1, 0.3, 0.3, 0.3, 0.3)
+    preprocessing = Preprocessing(40, 30, augmentation=shaken)
+    images, chances = noise(6, 3, 40, 30), draw(3, 1, torch.arange(6))
+    for transform in (preprocessing.eval_transform(), preprocessing.train_transform()):
+        together = transform.finish(images, chances)
+        alone = [transform.finish(images[i : i + 1], chances[i : i + 1]) for i in range(6)]
+        assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+        assert together.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(together, preprocessing.eval_transform().finish(images, chances))
+
+
+def test_one_picture_is_finished_as_a_batch_is() -> None:
+    preprocessing = Preprocessing(40, 30, augmentation=Augmentation(0.5, 20, colour=0.5))
+    image = draw_face("male", 0)
+    transform = preprocessing.train_transform()
+    torch.manual_seed(5)
+    alone = transform(image)
+    torch.manual_seed(5)
+    chances = torch.rand(1, CHANCES)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    batch = transform.finish(preprocessing.resized(pixels)[None], chances)
+    assert torch.equal(alone, batch[0])
+    torch.manual_seed(5)
+    assert torch.equal(transform(pixels), alone)
