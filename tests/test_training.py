@@ -845,3 +845,70 @@ def test_a_net_that_cannot_take_the_size_says_so_at_once(faces: Path, tmp_path: 
     with pytest.raises(InputError, match="cannot take pictures of 96 x 96"):
         next(train(recipe, index, faces, tmp_path / "w", progress=False))
     assert not (tmp_path / "w").exists()
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let the net run out of memory for more pictures than that; return the sizes it was given."""
+    sizes: list[int] = []
+    forward = training._forward
+
+    def limited(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
+        sizes.append(len(images))
+        if model.training and len(images) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(model, images, precision)
+
+    monkeypatch.setattr(training, "_forward", limited)
+    return sizes
+
+
+def test_out_of_memory_cuts_the_batch_and_goes_on(
+    data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (whole,) = run(ONE_EPOCH, index, data, tmp_path / "whole", mixed=False)
+    sizes = limit_memory(monkeypatch, 5)
+    (cut,) = run(ONE_EPOCH, index, data, tmp_path / "cut", mixed=False, progress=True)
+    assert sizes[:7] == [16, 8, 4, 4, 4, 4, 4]
+    # The same step by the same mean loss, as this net has no batch norm.
+    assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+    assert cut.val_loss == pytest.approx(whole.val_loss, rel=1e-4)
+    said = capsys.readouterr().err
+    assert said.count("out of memory") == 2
+    assert "cut into 4 parts" in said
+
+
+def test_a_picture_that_does_not_fit_into_memory_ends_in_a_sentence(
+    data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_memory(monkeypatch, 0)
+    with pytest.raises(InputError, match="memory is too small") as caught:
+        run(ONE_EPOCH, index, data, tmp_path)
+    sentence(caught)
+
+
+def test_what_was_chosen_is_said(
+    data: Path, index: IndexReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(ONE_EPOCH, index, data, tmp_path, mixed=False, progress=True)
+    assert "compact_cnn: on cpu in float32, batches of 16" in capsys.readouterr().err
+
+
+def test_frozen_layers_keep_no_record_for_gradients(start: Path) -> None:
+    recipe = get_recipe("resnet18", init=str(start), size=(32, 32))
+    model, _ = training._start(recipe)
+    records: dict[str, object] = {}
+    for name in ("layer1", "layer2"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _, __, output, name=name: records.update({name: output.grad_fn})
+        )
+    training.train_mode(model)
+    model(torch.zeros(2, 3, 32, 32))
+    assert records["layer1"] is None
+    assert records["layer2"] is not None
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "compact_cnn"])
+def test_optimisers_are_fused(name: str) -> None:
+    optimizer = training._optimizer(get_recipe(name), nn.Linear(1, 1))
+    assert optimizer.defaults["fused"]
