@@ -17,13 +17,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.common import alternate, machine, medians, pictures, rate
+from benchmarks.common import alternate, machine, medians, pictures, rate, share_of_roofline
 from benchmarks.decoding import UsualDataset, bare_decoding, pillow_pipeline
 from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.files import cpu_count
 from face_gender.inference import Classifier, Prediction, classify, load_classifier
 from face_gender.models import build_model
 from face_gender.recipes import get_recipe
+
+COMPARED = 2_000  # pictures that are answered in float32 too
 
 
 def parse() -> argparse.Namespace:
@@ -181,7 +183,10 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     print("| way | images/s | process.py is faster by |\n|---|---|---|")
     for name, value in {**speed, "bound of the two alone": bound}.items():
         print(f"| {name} | {value:,.1f} | {own / value:.2f} |")
-    print(compare_precision(net, full, paths))
+    shape = (3, preprocessing.height, preprocessing.width)
+    plain, _ = load_checkpoint(weights).build()
+    print(share_of_roofline(plain, shape, own, net.device, net.dtype))
+    print(compare_precision(net, full, paths[:COMPARED]))
 
 
 if __name__ == "__main__":

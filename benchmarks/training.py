@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.common import alternate, machine, medians, pictures, rate
+from benchmarks.common import alternate, machine, medians, pictures, rate, share_of_roofline
 from benchmarks.decoding import UsualDataset, bare_decoding, float_pipeline
 from face_gender.dataset import Batch
 from face_gender.devices import in_bits
@@ -136,6 +136,11 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     alternate(ways, 1)  # memory is taken, kernels are compiled
     found = alternate(ways, options.repetitions)
     report(medians(found))
+    speed = medians(found)["an epoch"]
+    shape = (3, recipe.preprocessing.height, recipe.preprocessing.width)
+    dtype = run.precision or torch.float32
+    net = build_model(recipe.arch)
+    print(share_of_roofline(net, shape, speed, run.device, dtype, passes=3))
 
 
 def report(speed: dict[str, float]) -> None:
@@ -146,6 +151,8 @@ def report(speed: dict[str, float]) -> None:
     for name, value in {**speed, "bound of decoding and net": bound}.items():
         print(f"| {name} | {value:,.1f} | {own / value:.2f} |")
     print(f"an epoch takes {speed['tensors in memory'] / own:.3f} of one on tensors in memory")
+    print(f"the net waits for data {max(0, 1 - own / speed['tensors in memory']):.1%} of the time")
+    print(f"an epoch of 70,000 pictures would take {70_000 / own:,.0f} s")
 
 
 if __name__ == "__main__":

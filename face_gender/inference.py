@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
+from face_gender.engines import MARGIN, Engine, OpenVino
 from face_gender.files import InputError, Source, cpu_count, write_atomically
 from face_gender.images import UnreadableImage, load_pixels
 from face_gender.models import for_inference, probabilities_of
@@ -68,12 +70,14 @@ class Classifier:
     """A net on its device, in its fastest form, with what belongs to it.
 
     ``model`` takes ``dtype``, which is a 16-bit type where the hardware calculates in it faster.
+    ``engine`` answers before it, in lower precision: ``model`` is asked where classes are close.
     """
 
     checkpoint: Checkpoint
     model: nn.Module
     device: torch.device
     dtype: torch.dtype
+    engine: OpenVino | None = None
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -82,8 +86,7 @@ class Classifier:
         May be called from several threads. A batch that does not fit into memory is halved.
         """
         try:
-            images = self.checkpoint.preprocessing.normalized(pixels.to(self.device))
-            return probabilities_of(self.model(images.to(self.dtype))).cpu()
+            return self._by_engine(pixels) if self.engine else self._by_model(pixels)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -91,6 +94,20 @@ class Classifier:
         if len(pixels) == 1:
             raise InputError("memory is too small for a single picture: use --device cpu.")
         return torch.cat([self.probabilities(half) for half in pixels.tensor_split(2)])
+
+    def _by_model(self, pixels: Tensor) -> Tensor:
+        images = self.checkpoint.preprocessing.normalized(pixels.to(self.device))
+        return probabilities_of(self.model(images.to(self.dtype))).cpu()
+
+    def _by_engine(self, pixels: Tensor) -> Tensor:
+        assert self.engine is not None
+        rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        found = probabilities_of(torch.from_numpy(self.engine.outputs(rows)))
+        first, second = found.topk(2).values.unbind(1)
+        close = first - second < MARGIN
+        if close.any():
+            found[close] = self._by_model(pixels[close])
+        return found
 
     def answer(self, source: Source | None, names: Sequence[str]) -> list[Prediction | Skipped]:
         """Read a batch of pictures and answer each, in order; ``source`` None: names are paths."""
@@ -120,17 +137,25 @@ def load_classifier(
     classes: Sequence[str] | None = None,
     device: str = "auto",
     mixed: bool = True,
+    engine: Engine = "torch",
 ) -> Classifier:
     """Open a checkpoint, or a plain state_dict with its ``recipe`` and ``classes``.
 
-    ``mixed``: calculate in 16 bits where the hardware does. Raises InputError for a file that is
-    neither, and for a device that is not there.
+    ``mixed``: calculate in 16 bits where the hardware does. ``engine`` "openvino": the graph that
+    `face_gender.export` wrote beside the file answers, on the CPU, and the net in float32 where
+    two classes are close. Raises InputError for a file that is neither, for a device that is not
+    there, and for a graph that is missing or of other weights.
     """
     checkpoint = load_checkpoint(weights, recipe, classes)
     model, _ = checkpoint.build()
+    graph = None
+    if engine == "openvino":
+        if device not in ("auto", "cpu"):
+            raise InputError(f"engine openvino runs on the CPU and not on {device}: use 'cpu'.")
+        graph, device, mixed = OpenVino(checkpoint, Path(weights)), "cpu", False
     chosen = pick_device(device)
     dtype = (mixed_precision(chosen) if mixed else None) or torch.float32
-    return Classifier(checkpoint, for_inference(model, chosen, dtype), chosen, dtype)
+    return Classifier(checkpoint, for_inference(model, chosen, dtype), chosen, dtype, graph)
 
 
 def choose_load(

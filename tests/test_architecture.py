@@ -18,7 +18,9 @@ LAYERS = (
     {"images", "index", "preprocessing", "models", "devices", "metrics"},
     {"recipes", "dataset"},
     {"checkpoint"},
+    {"engines"},
     {"training", "inference"},
+    {"export"},
 )
 WITHIN_A_LAYER = {("index", "images")}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -441,3 +441,50 @@ def test_files_without_the_counter_of_later_releases_are_taken() -> None:
 def test_read_weights_tells_the_two_kinds_apart(saved: Path, plain: Path) -> None:
     assert isinstance(read_weights(saved), Checkpoint)
     assert isinstance(read_weights(plain), dict)
+
+
+@pytest.mark.parametrize("arch", ["swin_t", "regnet_y_400mf", "googlenet", "maxvit_t"])
+def test_a_net_is_built_without_first_weights_and_is_the_same(arch: str) -> None:
+    """Its weights are the file's, what is in no file is calculated, and nothing is drawn."""
+    recipe = get_recipe("resnet18", arch=arch, init="none")
+    torch.manual_seed(3)
+    made = build_model(arch).eval()
+    checkpoint = Checkpoint(recipe, CLASSES, recipe.preprocessing, made.state_dict())
+    before = torch.get_rng_state()
+    net, _ = checkpoint.build()
+    if arch != "regnet_y_400mf":  # calculates while it is built, so that it has to be
+        assert torch.equal(torch.get_rng_state(), before)
+    tensors = dict([*net.named_parameters(), *net.named_buffers()])
+    expected = dict([*made.named_parameters(), *made.named_buffers()])
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(net(images), made(images))
+
+
+def test_a_net_that_is_built_has_weights_of_its_own() -> None:
+    checkpoint = make("resnet18")
+    net, _ = checkpoint.build()
+    for tensor in net.state_dict().values():
+        tensor.fill_(7)
+    assert not any((weight == 7).all() for weight in checkpoint.weights.values())
+
+
+def test_a_file_without_counters_of_batches_is_built_whole() -> None:
+    """PyTorch 0.4 kept none; what a file lacks must not stay without memory."""
+    weights = {k: v for k, v in make("resnet18").weights.items() if "num_batches" not in k}
+    assert len(weights) == 102
+    net, transform = make("resnet18", weights=weights).build()
+    assert not any(tensor.is_meta for tensor in net.state_dict().values())
+    with torch.inference_mode():
+        assert net(transform(draw_face("male", 0))[None]).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_precision_make_a_net_in_float32(dtype: torch.dtype) -> None:
+    original = make("compact_cnn")
+    weights = {name: weight.to(dtype) for name, weight in original.weights.items()}
+    net, _ = make("compact_cnn", weights=weights).build()
+    assert {weight.dtype for weight in net.state_dict().values()} == {torch.float32}
+    assert all(torch.equal(net.state_dict()[name], weights[name].float()) for name in weights)

@@ -15,11 +15,12 @@ from PIL import Image
 from sentences import sentence
 from torch import Tensor
 
+from face_gender.augmentation import Augmentation, draw
 from face_gender.dataset import Batch, FaceDataset, FaceLoader, select_split
 from face_gender.files import FolderSource, InputError
 from face_gender.images import UnreadableImage, load_pixels
 from face_gender.index import create_csv, read_index
-from face_gender.preprocessing import Augmentation, Preprocessing
+from face_gender.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(12, 10, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 SHAKEN = Preprocessing(12, 10, augmentation=Augmentation(0.5, 30))
@@ -328,6 +329,53 @@ def test_a_killed_worker_is_answered_in_a_sentence(index: Path, faces: Path) -> 
     with pytest.raises(InputError, match="workers=0") as caught:
         batches(FaceLoader(dataset, 4, workers=1))
     assert sentence(caught)
+
+
+class _Broken(FolderSource):
+    """Fails as only a mistake in the program does."""
+
+    def read(self, name: str) -> bytes:
+        raise RuntimeError("shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_other_errors_of_a_worker_are_not_taken_for_memory(
+    index: Path, faces: Path, workers: int
+) -> None:
+    dataset = FaceDataset(index, "train", _Broken(faces), PLAIN.eval_transform())
+    with pytest.raises(RuntimeError, match="multiplied"):
+        batches(FaceLoader(dataset, 4, workers=workers))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**70])
+def test_any_whole_number_is_a_seed(index: Path, faces: Path, seed: int) -> None:
+    dataset = FaceDataset(index, "train", faces, SHAKEN.train_transform())
+    found, again, other = (FaceLoader(dataset, 8, True, each) for each in (seed, seed, 1))
+    assert sorted(positions_of(batches(found))) == list(range(len(dataset)))
+    assert torch.equal(images_of(batches(found)), images_of(batches(again)))
+    assert positions_of(batches(found)) != positions_of(batches(other))
+
+
+def test_a_batch_may_be_larger_than_the_data_set(index: Path, faces: Path) -> None:
+    dataset = FaceDataset(index, "val", faces, PLAIN.eval_transform())
+    (batch,) = batches(FaceLoader(dataset, 10**9))
+    assert batch.positions.tolist() == list(range(len(dataset)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eval_and_train_batches_differ_by_the_augmentation_alone(
+    index: Path, faces: Path, workers: int
+) -> None:
+    shaken = FaceDataset(index, "val", faces, SHAKEN.train_transform())
+    found = FaceLoader(shaken, 3, workers=workers, seed=8)
+    chances = draw(8, 5, torch.arange(len(shaken)))
+    pixels = torch.stack([SHAKEN.resized(load_pixels(faces / str(path))) for path in shaken.paths])
+    expected = SHAKEN.train_transform().finish(pixels, chances)
+    assert torch.allclose(images_of(batches(found, 5)), expected, atol=1e-5)
+    still = FaceDataset(index, "val", faces, SHAKEN.eval_transform())
+    plain = SHAKEN.normalized(pixels)
+    assert torch.equal(images_of(batches(FaceLoader(still, 3, workers=workers), 5)), plain)
+    assert not torch.allclose(expected, plain, atol=0.1)
 
 
 def test_an_epoch_may_be_left_and_another_begun(index: Path, faces: Path) -> None:

@@ -15,6 +15,7 @@ from face_gender.checkpoint import Checkpoint
 from face_gender.dataset import FaceDataset
 from face_gender.devices import mixed_precision
 from face_gender.files import InputError, open_source
+from face_gender.images import load_image, load_pixels
 from face_gender.index import create_csv
 from face_gender.inference import (
     Classifier,
@@ -180,6 +181,34 @@ def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: P
 )  # fmt: skip
 def test_a_small_folder_is_shared_by_all_threads(given_: tuple, chosen: tuple) -> None:
     assert choose_load(torch.device("cpu"), *given_) == chosen
+
+
+def test_names_may_come_one_by_one(mixed: Path) -> None:
+    names = [f"{i:02}.jpg" for i in range(30)]
+    source = open_source(mixed)
+    expected = list(classify(echo_classifier(), source, names))
+    for workers in (1, 3):
+        assert list(classify(echo_classifier(), source, iter(names), 4, workers)) == expected
+    assert list(classify(echo_classifier(), source, [])) == []
+    assert list(classify(echo_classifier(), source, iter([]))) == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "compact_cnn", "dropout_cnn"])
+def test_the_fast_form_of_a_net_gives_its_answers_and_leaves_its_weights(
+    name: str, faces: Path, tmp_path: Path
+) -> None:
+    make_checkpoint(name).save(tmp_path / "c.pth")
+    net = load_classifier(tmp_path / "c.pth", mixed=False)
+    kept = make_checkpoint(name)
+    assert kept.weights.keys() == net.checkpoint.weights.keys()
+    for key, weight in kept.weights.items():
+        assert torch.equal(net.checkpoint.weights[key], weight)
+    pixels = net.checkpoint.preprocessing.resized(load_pixels(faces / "male" / "m_1.jpg"))[None]
+    model, transform = kept.build()
+    with torch.inference_mode():
+        expected = model(transform(load_image(faces / "male" / "m_1.jpg"))[None]).softmax(1)
+    assert torch.allclose(net.probabilities(pixels), expected, atol=1e-4)
+    assert net.probabilities(pixels).sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_paths_without_a_source(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from face_gender.models import (
     check_arch,
     check_size,
     embed,
+    for_inference,
     freeze,
     freeze_all_but_head,
     has_batchnorm,
@@ -428,3 +429,75 @@ def test_a_picture_that_the_net_cannot_take_leaves_no_hooks() -> None:
     with pytest.raises(RuntimeError):
         embed(model, torch.rand(1, 3, 20, 20))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def with_drawn_statistics(arch: str) -> nn.Module:
+    """A net whose batch norms all do something, as those of a trained one."""
+    torch.manual_seed(0)
+    model, generator = build_model(arch).eval(), torch.Generator().manual_seed(1)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.data.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "left"),
+    [
+        ("resnet18", 64, 0),
+        ("resnet50", 64, 0),
+        ("mobilenet_v2", 64, 0),
+        ("mobilenet_v3_small", 64, 0),
+        ("googlenet", 64, 0),
+        ("inception_v3", 96, 0),
+        ("shufflenet_v2_x0_5", 64, 0),
+        ("regnet_y_400mf", 64, 0),
+        ("densenet121", 64, 62),  # those that stand before a convolution stay
+        ("maxvit_t", 224, 11),
+        ("squeezenet1_1", 64, 0),
+        ("compact_cnn", 96, 0),
+    ],
+)
+def test_batch_norms_fold_into_convolutions_and_change_no_answer(
+    arch: str, size: int, left: int
+) -> None:
+    model = with_drawn_statistics(arch)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        before = model(images)
+    had = norms(model)
+    fast = for_inference(model, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        after = fast(images)
+    assert norms(fast) == left
+    assert had > left or arch in ("squeezenet1_1", "compact_cnn")
+    assert (after - before).abs().max() < 1e-3 * before.abs().max()
+    assert not fast.training
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+
+
+def test_a_batch_norm_that_follows_no_convolution_is_left_alone() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    images = torch.randn(5, 3, 3, 3)
+    model(images)  # moves the running statistics
+    expected = model.eval()(images)
+    fast = for_inference(model, torch.device("cpu"), torch.float32)
+    assert torch.allclose(fast(images), expected, atol=1e-6)
+    assert norms(fast) == 2
+
+
+def test_a_net_for_answers_is_held_in_the_type_that_is_asked_for() -> None:
+    fast = for_inference(build_model("resnet18"), torch.device("cpu"), torch.bfloat16)
+    assert {each.dtype for each in fast.state_dict().values()} == {torch.bfloat16}
+    assert fast(torch.zeros(1, 3, 64, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    weight = fast.get_submodule("layer1.0.conv1").weight
+    assert isinstance(weight, Tensor)
+    assert weight.is_contiguous(memory_format=torch.channels_last)

@@ -297,13 +297,26 @@ def test_usage_mistakes_exit_with_2(arguments: list[str], capsys) -> None:
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["nowhere"], ["x", "--batch-size", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        [],
+        ["nowhere"],
+        ["tests/no.zip"],
+        ["samples", "--weights", "nowhere.pth"],
+        ["samples", "--recursive", "--output", "README.md/x.json"],
+        ["x", "--batch-size", "0"],
+        ["x", "--device", "toaster"],
+        ["x", "--recipe", "resnet18"],
+    ],
+)
 def test_help_and_mistakes_import_no_torch(arguments: list[str]) -> None:
     script = (
         "import sys, process\n"
         f"try: process.main({arguments!r})\n"
         "except SystemExit: pass\n"
-        "assert not {'torch', 'pandas', 'numpy', 'PIL'} & set(sys.modules)"
+        "assert not {'torch', 'torchvision', 'pandas', 'numpy', 'PIL'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

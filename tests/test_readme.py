@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import data_split
 import face_gender.audit.__main__
+import face_gender.export
 import process
 from face_gender.recipes import RECIPES
 
@@ -29,6 +30,7 @@ def section(title: str) -> str:
         (process, "### `python process.py FOLDER`"),
         (data_split, "### `python data_split.py DATA`"),
         (face_gender.audit.__main__, "### `python -m face_gender.audit INDEX_OR_DATA`"),
+        (face_gender.export, "### `python -m face_gender.export WEIGHTS`"),
     ],
 )
 def test_exactly_the_options_that_exist_are_documented(command, title: str, capsys) -> None:

@@ -11,8 +11,9 @@ from sentences import sentence
 
 import face_gender
 from face_gender import CLASSES
+from face_gender.augmentation import Augmentation
 from face_gender.files import InputError
-from face_gender.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preprocessing
+from face_gender.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from face_gender.recipes import RECIPES, Recipe, get_recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {

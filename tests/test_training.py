@@ -912,3 +912,48 @@ def test_frozen_layers_keep_no_record_for_gradients(start: Path) -> None:
 def test_optimisers_are_fused(name: str) -> None:
     optimizer = training._optimizer(get_recipe(name), nn.Linear(1, 1))
     assert optimizer.defaults["fused"]
+
+
+def test_no_part_of_a_batch_is_too_small_for_batch_norm(
+    data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 11 and 5 pictures: what is cut into four leaves single pictures of the second."""
+    sizes = limit_memory(monkeypatch, 3)
+    recipe = get_recipe("resnet18", init="none", size=(32, 32), epochs=1, batch_size=11)
+    (report,) = run(recipe, index, data, tmp_path / "w", mixed=False)
+    assert math.isfinite(report.train_loss)
+    assert sum(sizes[2:]) >= 16
+    assert min(sizes) >= 2
+
+
+def test_other_errors_of_a_step_are_not_taken_for_memory(
+    data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = training._forward
+
+    def wrong(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
+        forward(model, images, precision)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(training, "_forward", wrong)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        run(ONE_EPOCH, index, data, tmp_path / "w")
+
+
+def test_any_whole_number_is_a_seed(data: Path, index: IndexReport, tmp_path: Path) -> None:
+    results = [numbers(run(ONE_EPOCH, index, data, tmp_path / "w", seed=-1)) for _ in range(2)]
+    assert results[0] == results[1]
+
+
+def test_frozen_layers_have_no_gradients_after_a_step(
+    data: Path, index: IndexReport, tmp_path: Path, start: Path
+) -> None:
+    recipe = get_recipe("resnet18", init=str(start), size=(32, 32), batch_size=8)
+    run_of = training._Run(recipe, index, data, tmp_path / "w", 0, "cpu", 0, False, False)
+    batch = next(iter(run_of.train_loader))
+    assert batch.images is not None
+    training.train_mode(run_of.model)
+    run_of._backward(batch.images, batch.labels)
+    without = {n.split(".")[0] for n, each in run_of.model.named_parameters() if each.grad is None}
+    assert without == {"conv1", "bn1", "layer1"}
+    run_of.close()

@@ -1,0 +1,466 @@
+"""Each picture of a batch is changed by its own numbers, and by nothing else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_face
+from PIL import Image, ImageDraw
+from sentences import sentence
+from torch import Tensor
+from torchvision.transforms import v2
+
+from face_gender.augmentation import _NAMES, CHANCES, Augmentation, draw
+from face_gender.preprocessing import Preprocessing
+
+NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves values in 0..1
+EVERYTHING = Augmentation(0.5, 30, (0.6, 1.5), 0.2, 0.5, 0.4, 0.6, 0.6)
+BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+def halves(size: tuple[int, int], left: str, right: str) -> Image.Image:
+    """A picture of (width, height) pixels whose halves differ."""
+    image = Image.new("RGB", size, left)
+    image.paste(right, (size[0] // 2, 0, *size))
+    return image
+
+
+def drawn(transform: object, image: Image.Image, seeds: range) -> list[Tensor]:
+    """What a random transform makes of one picture, once for each seed."""
+    results = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        results.append(transform(image))  # type: ignore[operator]
+    return results
+
+
+def chances_of(count: int = 1, **values: float) -> Tensor:
+    """Numbers for a batch: 0.5, the middle of every range, unless another is named."""
+    chances = torch.full((count, CHANCES), 0.5)
+    for name, value in values.items():
+        chances[:, _NAMES.index(name)] = value
+    return chances
+
+
+def smooth(count: int, height: int, width: int) -> Tensor:
+    """Soft coloured pictures (n, 3, H, W), in which a shift by half a pixel changes little."""
+    generator = torch.Generator().manual_seed(4)
+    rough = torch.randint(0, 256, (count, 3, 6, 6), dtype=torch.uint8, generator=generator)
+    return v2.functional.resize(rough, [height, width])
+
+
+def centre_of(image: Tensor) -> tuple[float, float]:
+    """Where the light of one picture (3, H, W) lies: x and y in pixels from the middle."""
+    light = image[0].float()
+    y = (light.sum(1) * torch.arange(light.shape[0])).sum() / light.sum()
+    x = (light.sum(0) * torch.arange(light.shape[1])).sum() / light.sum()
+    return float(x) - (light.shape[1] - 1) / 2, float(y) - (light.shape[0] - 1) / 2
+
+
+def marked(height: int, width: int, x: float, y: float, radius: float = 2.5) -> Tensor:
+    """One black picture (1, 3, H, W) with a white spot, x and y in pixels from the middle."""
+    image = Image.new("RGB", (width, height))
+    x, y = x + (width - 1) / 2, y + (height - 1) / 2
+    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill="white")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
+# The numbers
+
+
+def test_the_numbers_of_a_picture_depend_on_seed_epoch_and_position_alone() -> None:
+    numbers = draw(1, 2, torch.arange(50))
+    assert numbers.shape == (50, CHANCES)
+    assert numbers.dtype == torch.float32
+    assert torch.equal(draw(1, 2, torch.tensor([49, 3, 3])), numbers[[49, 3, 3]])
+    assert len({row.numpy().tobytes() for row in numbers}) == 50
+    for other in (draw(2, 2, torch.arange(50)), draw(1, 3, torch.arange(50))):
+        assert not (other == numbers).all(1).any()
+        assert abs(np.corrcoef(other.flatten(), numbers.flatten())[0, 1]) < 0.15
+    assert not torch.equal(draw(11, 1, torch.arange(1)), draw(1, 11, torch.arange(1)))
+
+
+def test_the_numbers_are_uniform_and_independent() -> None:
+    numbers = draw(0, 0, torch.arange(4000)).double().numpy()
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = np.stack([np.histogram(each, 10, (0, 1))[0] for each in numbers.T])
+    assert np.abs(counts - 400).max() < 100  # five standard deviations
+    between_names = np.corrcoef(numbers.T) - np.eye(CHANCES)
+    assert np.abs(between_names).max() < 0.08
+    between_neighbours = [np.corrcoef(each[1:], each[:-1])[0, 1] for each in numbers.T]
+    assert np.abs(between_neighbours).max() < 0.08
+
+
+def test_numbers_touch_no_generator() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    draw(0, 0, torch.arange(9))
+    EVERYTHING.apply(smooth(2, 40, 30), draw(0, 0, torch.arange(2)))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("seed", [-1, 0, 2**70])
+def test_any_whole_number_is_a_seed(seed: int) -> None:
+    assert draw(seed, 0, torch.arange(3)).isfinite().all()
+
+
+# Batches
+
+
+def test_a_batch_is_changed_as_its_pictures_are_one_by_one() -> None:
+    images, chances = smooth(9, 40, 30), draw(7, 0, torch.arange(9))
+    together = EVERYTHING.apply(images, chances)
+    alone = [EVERYTHING.apply(images[i : i + 1], chances[i : i + 1]) for i in range(9)]
+    assert torch.allclose(together, torch.cat(alone), atol=0.01)
+    some = [8, 2, 5]
+    assert torch.allclose(EVERYTHING.apply(images[some], chances[some]), together[some], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "on",
+    [
+        {},
+        {"horizontal_flip": 1.0},
+        {"rotation": 20.0},
+        {"zoom": (0.5, 0.8)},
+        {"shift": 0.3},
+        {"colour": 0.5},
+        {"grey": 1.0},
+        {"downscale": 1.0},
+        {"erasing": 1.0},
+        asdict(EVERYTHING),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_the_pictures_that_are_given_stay_as_they_are(on: dict[str, Any], last: bool) -> None:
+    images = smooth(5, 40, 30)
+    if last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    before, chances = images.clone(), draw(0, 0, torch.arange(5))
+    result = Augmentation(**on).apply(images, chances)
+    assert torch.equal(images, before)
+    assert torch.equal(chances, draw(0, 0, torch.arange(5)))
+    assert result.shape == images.shape
+    assert torch.equal(result, images) == (not on)
+    again = Augmentation(**on).apply(images, chances)
+    assert torch.equal(result, again)
+
+
+@pytest.mark.parametrize(
+    ("on", "dtype"),
+    [
+        ({}, torch.uint8),
+        ({"horizontal_flip": 1.0, "grey": 1.0, "erasing": 1.0}, torch.uint8),
+        ({"rotation": 1.0}, torch.float32),
+        ({"downscale": 1.0}, torch.float32),
+        ({"colour": 0.1}, torch.float32),
+    ],
+)
+def test_values_become_fractions_only_where_a_change_needs_them(
+    on: dict[str, Any], dtype: torch.dtype
+) -> None:
+    images = smooth(5, 40, 30)
+    result = Augmentation(**on).apply(images, draw(0, 0, torch.arange(5)))
+    assert result.dtype == dtype
+    assert result.min() >= -0.001
+    assert result.max() <= 255.001
+
+
+def test_every_change_is_off_unless_asked_for() -> None:
+    images = smooth(3, 40, 30)
+    assert torch.equal(Augmentation().apply(images, draw(0, 0, torch.arange(3))), images)
+    assert asdict(Augmentation()) == {
+        **dict.fromkeys(("horizontal_flip", "rotation", "shift", "colour", "grey"), 0.0),
+        **dict.fromkeys(("downscale", "erasing"), 0.0),
+        "zoom": (1.0, 1.0),
+    }
+
+
+# Flip, turn, scale, move
+
+
+def test_a_mirrored_picture_is_the_mirror_to_the_bit() -> None:
+    images = smooth(4, 40, 31)
+    chances = torch.cat([chances_of(1, flip=value) for value in (0.0, 0.29, 0.3, 1.0)])
+    result = Augmentation(horizontal_flip=0.3).apply(images, chances)
+    assert torch.equal(result[:2], images[:2].flip(3))
+    assert torch.equal(result[2:], images[2:])
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (40, 60), (61, 30)])
+@pytest.mark.parametrize(("chance", "angle"), [(1.0, 50), (0.7, 20), (0.5, 0), (0.0, -50)])
+def test_a_picture_is_turned_as_torchvision_does(
+    chance: float, angle: float, height: int, width: int
+) -> None:
+    images = smooth(2, height, width)
+    result = Augmentation(rotation=50).apply(images, chances_of(2, angle=chance))
+    # To which side a number turns is free to choose; that both are reached is not.
+    expected = v2.functional.rotate(images.float(), -angle, BILINEAR)
+    assert torch.allclose(result, expected, atol=0.05)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 60), (40, 90), (90, 40)])
+def test_a_turn_keeps_distances_and_angles_in_pictures_of_any_shape(
+    height: int, width: int
+) -> None:
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    distance = torch.hypot(x - (width - 1) / 2, y - (height - 1) / 2)
+    rings = (255 * (distance / 6).cos() ** 2 * (distance < 19)).to(torch.uint8).expand(1, 3, -1, -1)
+    for chance in (0.0, 0.25, 0.6, 1.0):
+        turned = Augmentation(rotation=90).apply(rings, chances_of(angle=chance))
+        assert (turned - rings.float())[..., distance < 18].abs().max() < 8
+    spot = marked(height, width, 16, 0)
+    x, y = centre_of(Augmentation(rotation=60).apply(spot, chances_of(angle=1.0))[0])
+    assert math.hypot(x, y) == pytest.approx(16, abs=0.3)
+    assert math.degrees(math.atan2(abs(y), x)) == pytest.approx(60, abs=1)
+
+
+@pytest.mark.parametrize(("chance", "scale"), [(0.0, 0.5), (0.5, 1.25), (1.0, 2.0)])
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (40, 62)])
+def test_a_zoom_above_one_brings_the_picture_nearer(
+    chance: float, scale: float, height: int, width: int
+) -> None:
+    on = Augmentation(zoom=(0.5, 2.0), rotation=30)
+    images = smooth(2, height, width)
+    result = on.apply(images, chances_of(2, zoom=chance, angle=0.9))
+    expected = v2.functional.affine(images.float(), 24, [0, 0], scale, [0], BILINEAR)
+    assert torch.allclose(result, expected, atol=0.05)
+    spot = on.apply(marked(height, width, 6, 4), chances_of(zoom=chance))[0]
+    assert centre_of(spot) == pytest.approx((6 * scale, 4 * scale), abs=0.3)
+
+
+def test_a_shift_moves_by_its_share_to_either_side() -> None:
+    images, on = smooth(1, 40, 60), Augmentation(shift=0.25)
+    found = {}
+    for name in ("right", "down"):
+        for chance in (0.0, 1.0):
+            result = on.apply(images, chances_of(**{name: chance}))
+            for dx, dy in ((15, 0), (-15, 0), (0, 10), (0, -10)):
+                expected = v2.functional.affine(images.float(), 0, [dx, dy], 1, [0], BILINEAR)
+                if torch.allclose(result, expected, atol=0.05):
+                    found[name, chance] = (dx, dy)
+    assert {found["right", 0.0], found["right", 1.0]} == {(15, 0), (-15, 0)}
+    assert {found["down", 0.0], found["down", 1.0]} == {(0, 10), (0, -10)}
+    halfway = on.apply(images, chances_of(right=0.5, down=0.5))
+    assert torch.allclose(halfway, images.float(), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "also", [{}, {"zoom": (2.0, 2.0)}, {"zoom": (0.5, 0.5)}, {"rotation": 45.0}], ids=str
+)
+def test_a_shift_is_measured_in_the_frame_whatever_else_is_done(also: dict[str, Any]) -> None:
+    """As it is documented: the largest move along each axis, as a share of the side."""
+    on = Augmentation(shift=0.25, **also)
+    for right in (0.0, 1.0):
+        for down in (0.0, 1.0):
+            moved = on.apply(marked(80, 120, 0, 0), chances_of(right=right, down=down, angle=1.0))
+            x, y = centre_of(moved[0])
+            assert (abs(x), abs(y)) == pytest.approx((30, 20), abs=0.5)
+
+
+def test_a_picture_is_mirrored_before_it_is_turned() -> None:
+    images, on = smooth(2, 40, 60), Augmentation(0.5, 40, (0.8, 1.3))
+    other = {"angle": 0.8, "zoom": 0.9}
+    mirrored = on.apply(images, chances_of(2, flip=0.0, **other))
+    expected = on.apply(images.flip(3), chances_of(2, flip=1.0, **other))
+    assert torch.allclose(mirrored, expected, atol=0.05)
+
+
+def test_what_turns_in_from_outside_is_black() -> None:
+    white = torch.full((1, 3, 40, 40), 255, dtype=torch.uint8)
+    turned = Augmentation(rotation=45).apply(white, chances_of(angle=1.0))
+    corners = turned[0, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners == 0).all()
+    assert torch.allclose(turned[0, :, 15:25, 15:25], torch.tensor(255.0))
+
+
+# Colours
+
+
+def test_colours_change_as_torchvision_does_one_after_the_other() -> None:
+    images = smooth(3, 40, 30)
+    chances = chances_of(3, brightness=0.8, contrast=0.1, saturation=0.9)
+    result = Augmentation(colour=0.5).apply(images, chances)
+    expected = v2.functional.adjust_brightness(images.float() / 255, 1.3)
+    expected = v2.functional.adjust_contrast(expected, 0.6)
+    expected = v2.functional.adjust_saturation(expected, 1.4) * 255
+    assert torch.allclose(result, expected, atol=0.1)
+
+
+def test_grey_is_that_of_torchvision() -> None:
+    images = smooth(2, 40, 30)
+    chances = torch.cat([chances_of(grey=0.2), chances_of(grey=0.3)])
+    result = Augmentation(grey=0.3).apply(images, chances)
+    expected = v2.functional.rgb_to_grayscale(images[:1], 3)
+    assert (result[:1].int() - expected.int()).abs().max() <= 1
+    assert torch.equal(result[1:], images[1:])
+
+
+def test_downscaling_is_there_and_back_by_torchvision() -> None:
+    images = smooth(2, 60, 90)
+    chances = torch.cat([chances_of(downscale=0.2, size=0.5), chances_of(downscale=0.3)])
+    result = Augmentation(downscale=0.3).apply(images, chances)
+    small = v2.functional.resize(images[:1].float(), [42, 63], antialias=True)
+    expected = v2.functional.resize(small, [60, 90], antialias=True)
+    assert torch.allclose(result[:1].float(), expected, atol=1)
+    assert torch.equal(result[1:].float(), images[1:].float())
+
+
+def test_what_is_erased_is_a_rectangle_within_the_picture() -> None:
+    white = torch.full((300, 3, 60, 80), 255, dtype=torch.uint8)
+    result = Augmentation(erasing=0.6).apply(white, draw(0, 0, torch.arange(300)))
+    places, shares, shapes = set(), [], []
+    for image in result:
+        black = image[0] == 0
+        assert torch.equal(image, image[:1].expand(3, 60, 80))
+        if black.any():
+            rows, columns = black.any(1).nonzero()[:, 0], black.any(0).nonzero()[:, 0]
+            tall, wide = len(rows), len(columns)
+            assert black.sum() == tall * wide
+            assert int(rows[-1] - rows[0]) == tall - 1
+            places.add((int(rows[0]), int(columns[0])))
+            shares.append(tall * wide / 4800)
+            shapes.append(tall / wide)
+    assert 0.5 < len(shares) / 300 < 0.7
+    assert 0.015 < min(shares) < 0.03
+    assert 0.17 < max(shares) < 0.22
+    assert min(shapes) < 0.45 and max(shapes) > 2.2
+    assert len(places) > 100
+
+
+# Through the transform of training
+
+
+def test_half_of_the_training_pictures_are_mirrored() -> None:
+    preprocessing = Preprocessing(8, 8, augmentation=Augmentation(horizontal_flip=0.5))
+    image = halves((8, 8), "black", "white")
+    upright = preprocessing.eval_transform()(image)
+    tensors = drawn(preprocessing.train_transform(), image, range(60))
+    mirrored = [torch.equal(tensor, upright.flip(-1)) for tensor in tensors]
+    kept = [torch.equal(tensor, upright) for tensor in tensors]
+    assert 15 < sum(mirrored) < 45
+    assert sum(mirrored) + sum(kept) == 60
+
+
+def test_rotation_turns_training_pictures_to_both_sides_at_most_so_far() -> None:
+    preprocessing = Preprocessing(41, 41, augmentation=Augmentation(rotation=15), **NEUTRAL)
+    image = Image.new("RGB", (41, 41))
+    image.paste("white", (36, 18, 41, 23))  # a mark at 3 o'clock, 18 pixels from the centre
+    rows = []
+    for tensor in drawn(preprocessing.train_transform(), image, range(40)):
+        weights = tensor[0]
+        rows.append(float((weights.sum(1) * torch.arange(41)).sum() / weights.sum()) - 20)
+    furthest = 18 * np.sin(np.radians(15)) + 1
+    assert all(abs(row) <= furthest for row in rows)
+    assert min(rows) < -2
+    assert max(rows) > 2
+    assert len({round(row, 3) for row in rows}) > 10
+
+
+@pytest.mark.parametrize(
+    "on",
+    [
+        {"zoom": (0.5, 0.8)},
+        {"zoom": (1.5, 2.0)},
+        {"shift": 0.3},
+        {"colour": 0.5},
+        {"grey": 1.0},
+        {"downscale": 1.0},
+        {"erasing": 1.0},
+    ],
+    ids=str,
+)
+def test_each_change_is_made_to_training_pictures_alone(on: dict[str, Any]) -> None:
+    preprocessing = Preprocessing(60, 50, augmentation=Augmentation(**on), **NEUTRAL)
+    image = draw_face("male", 0, (50, 60))
+    plain = preprocessing.eval_transform()(image)
+    assert torch.equal(plain, Preprocessing(60, 50, **NEUTRAL).eval_transform()(image))
+    tensors = drawn(preprocessing.train_transform(), image, range(12))
+    assert sum(not torch.equal(tensor, plain) for tensor in tensors) >= 9
+    assert all(tensor.shape == plain.shape for tensor in tensors)
+    assert all(tensor.min() >= -1e-6 and tensor.max() <= 1 + 1e-6 for tensor in tensors)
+    again = drawn(preprocessing.train_transform(), image, range(12))
+    assert all(map(torch.equal, tensors, again))
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("setting", ["horizontal_flip", "grey", "downscale", "erasing"])
+def test_probabilities_are_met_about(setting: str, chance: float) -> None:
+    images = smooth(1, 30, 32).expand(500, 3, 30, 32)
+    result = Augmentation(**{setting: chance}).apply(images, draw(0, 0, torch.arange(500)))
+    changed = (result != images).flatten(1).any(1).float().mean().item()
+    assert changed == pytest.approx(chance, abs=0.06)
+
+
+def test_a_zoom_below_one_shrinks_the_picture_within_a_black_frame() -> None:
+    white = Image.new("RGB", (40, 40), "white")
+    small = Preprocessing(40, 40, augmentation=Augmentation(zoom=(0.5, 0.5)), **NEUTRAL)
+    (tensor,) = drawn(small.train_transform(), white, range(1))
+    assert tensor.mean().item() == pytest.approx(0.25, abs=0.03)
+    assert tensor[:, 20, 20].tolist() == [1, 1, 1]
+    large = Preprocessing(40, 40, augmentation=Augmentation(zoom=(2.0, 2.0)), **NEUTRAL)
+    (tensor,) = drawn(large.train_transform(), white, range(1))
+    assert tensor.min() == 1
+
+
+def test_a_shift_moves_no_further_than_its_share() -> None:
+    preprocessing = Preprocessing(40, 40, augmentation=Augmentation(shift=0.25), **NEUTRAL)
+    tensors = drawn(preprocessing.train_transform(), Image.new("RGB", (40, 40), "white"), range(20))
+    black = [int((tensor[0].amax(0) < 0.5).sum()) for tensor in tensors]
+    assert max(black) <= 10
+    assert len(set(black)) > 3
+
+
+def test_grey_leaves_no_colour() -> None:
+    preprocessing = Preprocessing(40, 40, augmentation=Augmentation(grey=1), **NEUTRAL)
+    tensor = preprocessing.train_transform()(draw_face("male", 0))
+    assert torch.equal(tensor[0], tensor[1]) and torch.equal(tensor[1], tensor[2])
+
+
+def test_downscaling_costs_detail_and_spares_small_pictures() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    image, on = Image.fromarray(noise), Augmentation(downscale=1)
+    plain = Preprocessing(96, 96, **NEUTRAL).eval_transform()(image)
+    large = drawn(Preprocessing(96, 96, augmentation=on, **NEUTRAL).train_transform(), image,
+                  range(8))  # fmt: skip
+    assert all(tensor.std() < plain.std() for tensor in large)
+    assert all(abs(tensor.mean() - plain.mean()) < 0.02 for tensor in large)
+    small = Preprocessing(24, 60, augmentation=on, **NEUTRAL)
+    expected = small.eval_transform()(image)
+    for tensor in drawn(small.train_transform(), image, range(5)):
+        assert torch.equal(tensor, expected)
+
+
+def test_erasing_takes_a_fifth_at_most() -> None:
+    preprocessing = Preprocessing(60, 60, augmentation=Augmentation(erasing=1), **NEUTRAL)
+    white = Image.new("RGB", (60, 60), "white")
+    for tensor in drawn(preprocessing.train_transform(), white, range(20)):
+        assert 0.01 < (tensor == 0).float().mean() <= 0.21
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"horizontal_flip": 1.5},
+        {"horizontal_flip": float("nan")},
+        {"rotation": -1},
+        *({name: -0.1} for name in ("shift", "colour", "grey", "downscale", "erasing")),
+        *({name: 1.5} for name in ("shift", "colour", "grey", "downscale", "erasing")),
+        {"shift": float("nan")},
+        {"zoom": (0.0, 1.0)},
+        {"zoom": (1.2, 0.8)},
+        {"zoom": (1.0,)},
+        {"zoom": (float("nan"), 1.0)},
+    ],
+)
+def test_augmentation_without_sense_is_refused_in_a_sentence(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError) as caught:
+        Augmentation(**wrong)
+    assert next(iter(wrong)) in sentence(caught)

@@ -1,0 +1,362 @@
+"""python -m face_gender.export and process.py --engine openvino, with nets of random weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw_face, make_faces
+from sentences import sentence
+
+import process
+from face_gender import engines, export, inference
+from face_gender.checkpoint import Checkpoint
+from face_gender.engines import MARGIN, OpenVino
+from face_gender.files import InputError
+from face_gender.inference import Classifier, load_classifier
+from face_gender.models import build_model, probabilities_of
+from face_gender.recipes import get_recipe
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+def make_weights(path: Path, seed: int = 1, recipe_name: str = "resnet18") -> Path:
+    """Save a net whose batch norms have something to fold."""
+    size = {"size": (32, 32)} if recipe_name == "resnet18" else {}
+    recipe = get_recipe(recipe_name, init="none", **size)
+    torch.manual_seed(seed)
+    model = build_model(recipe.arch)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr, operator]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr, operator]
+    Checkpoint(recipe, ("male", "female"), recipe.preprocessing, model.state_dict()).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve drawn faces in two subfolders, and a file that is none."""
+    folder = make_faces(tmp_path_factory.mktemp("pictures"), 6, 6)
+    (folder / "male" / "broken.jpg").write_bytes(b"not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .pth with its float32 .onnx beside it; the tests leave both as they are."""
+    weights = make_weights(tmp_path_factory.mktemp("float") / "net.pth")
+    assert export.main([str(weights)]) == 0
+    return weights
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A .pth with its int8 .onnx beside it."""
+    weights = make_weights(tmp_path_factory.mktemp("int8") / "net.pth")
+    assert export.main([str(weights), "--calibrate", str(pictures), "--pictures", "20"]) == 0
+    return weights
+
+
+def some_pixels(count: int, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def onnxruntime_outputs(graph: Path, images: torch.Tensor) -> torch.Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["images"]
+    (outputs,) = session.run(["logits"], {"images": images.contiguous().numpy()})
+    return torch.from_numpy(outputs)
+
+
+@pytest.mark.parametrize("recipe", ["resnet18", "dropout_cnn"])
+def test_the_float_graph_gives_the_probabilities_of_the_net(recipe: str, tmp_path: Path) -> None:
+    weights = make_weights(tmp_path / "net.pth", recipe_name=recipe)
+    assert export.main([str(weights)]) == 0
+    net = load_classifier(weights, device="cpu", mixed=False)
+    preprocessing = net.checkpoint.preprocessing
+    for count in (1, 5):  # any number of pictures, not that of the example alone
+        pixels = some_pixels(count, (preprocessing.height, preprocessing.width))
+        outputs = onnxruntime_outputs(
+            weights.with_suffix(".onnx"), preprocessing.normalized(pixels)
+        )
+        expected = net.probabilities(pixels)
+        assert torch.allclose(probabilities_of(outputs), expected, atol=1e-4)
+        assert not torch.allclose(expected, torch.full_like(expected, 0.5), atol=1e-3)
+
+
+def test_the_graph_says_what_it_is(exported: Path, calibrated: Path) -> None:
+    import hashlib
+
+    import onnx
+
+    for weights in (exported, calibrated):
+        graph = onnx.load(weights.with_suffix(".onnx"))
+        said = {each.key: json.loads(each.value) for each in graph.metadata_props}
+        assert said["classes"] == ["male", "female"]
+        assert said["preprocessing"] == {
+            "height": 32, "width": 32, "resize": "stretch",
+            "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        }  # fmt: skip
+        assert said["recipe"]["name"] == "resnet18"
+        assert said["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        kinds = [node.op_type for node in graph.graph.node]
+        assert "BatchNormalization" not in kinds
+        assert ("QuantizeLinear" in kinds) == (weights == calibrated)
+
+
+def test_first_and_last_layer_stay_in_float(calibrated: Path) -> None:
+    import onnx
+
+    graph = onnx.load(calibrated.with_suffix(".onnx")).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    in_bits = [made_by.get(node.input[1]) == "DequantizeLinear" for node in layers]
+    assert not in_bits[0]
+    assert not in_bits[-1]
+    assert in_bits[1:-1] == [True] * (len(layers) - 2)
+
+
+def run_process(*arguments: str | Path) -> int:
+    return process.main([str(each) for each in arguments])
+
+
+def test_the_engine_answers_as_the_net_does(exported: Path, pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    answers = []
+    for engine in ("torch", "openvino"):
+        output = tmp_path / f"{engine}.json"
+        arguments = ("--recursive", "--weights", exported, "--format", "full", "--quiet")
+        assert run_process(pictures, *arguments, "--engine", engine, "--output", output) == 0
+        answers.append(json.loads(output.read_text(encoding="utf-8")))
+    by_net, by_engine = answers
+    assert by_engine["skipped"].keys() == by_net["skipped"].keys() == {"male/broken.jpg"}
+    assert by_engine["results"].keys() == by_net["results"].keys()
+    for name, answer in by_net["results"].items():
+        assert by_engine["results"][name]["probabilities"] == pytest.approx(
+            answer["probabilities"], abs=0.02
+        )
+
+
+def test_the_engine_in_float32_gives_the_outputs_of_the_net(exported: Path) -> None:
+    pytest.importorskip("openvino")
+    net = load_classifier(exported, device="cpu", mixed=False)
+    engine = load_classifier(exported, engine="openvino").engine
+    assert engine is not None
+    pixels = some_pixels(7)
+    with torch.inference_mode():
+        expected = net.model(net.checkpoint.preprocessing.normalized(pixels))
+    found = engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy())
+    # In 16 bits where the processor has them; a wrong mean or channel order is far off.
+    assert np.abs(found - expected.numpy()).max() < 0.03 * expected.abs().max()
+
+
+def test_threads_get_their_own_answers(calibrated: Path) -> None:
+    pytest.importorskip("openvino")
+    engine = load_classifier(calibrated, engine="openvino").engine
+    assert engine is not None
+    batches = [batch.permute(0, 2, 3, 1).contiguous().numpy() for batch in some_pixels(60).split(7)]
+    alone = [engine.outputs(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(engine.outputs, batches))
+    for one, other in zip(alone, together, strict=True):
+        assert np.allclose(one, other, atol=1e-5)
+
+
+class _Fixed(OpenVino):
+    """Answers with these logits."""
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        self.logits = logits
+
+    def outputs(self, pixels: np.ndarray) -> np.ndarray:
+        return np.array(self.logits, dtype=np.float32)
+
+
+def test_where_classes_are_close_the_net_is_asked(exported: Path) -> None:
+    net = load_classifier(exported, device="cpu", mixed=False)
+    just_apart = float(np.log((1 + MARGIN) / (1 - MARGIN))) + 0.01
+    engine = _Fixed([[3.0, 0.0], [0.01, 0.0], [0.0, just_apart], [0.0, just_apart - 0.02]])
+    mixed = Classifier(net.checkpoint, net.model, net.device, net.dtype, engine)
+    pixels = some_pixels(4)
+    found, by_net = mixed.probabilities(pixels), net.probabilities(pixels)
+    assert torch.allclose(found[[1, 3]], by_net[[1, 3]], atol=1e-5)
+    own = torch.tensor(engine.logits).softmax(1)
+    assert torch.allclose(found[[0, 2]], own[[0, 2]])
+    assert not torch.allclose(own[[1, 3]], by_net[[1, 3]], atol=1e-4)
+
+
+def test_a_graph_of_other_weights_is_refused(exported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    other = make_weights(tmp_path / "net.pth", seed=2)
+    graph = other.with_suffix(".onnx")
+    graph.write_bytes(exported.with_suffix(".onnx").read_bytes())
+    with pytest.raises(InputError) as caught:
+        load_classifier(other, engine="openvino")
+    assert str(graph) in sentence(caught)
+    assert "face_gender.export" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_a_damaged_graph_is_refused(content: bytes | None, exported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    weights = tmp_path / "net.pth"
+    weights.write_bytes(exported.read_bytes())
+    whole = exported.with_suffix(".onnx").read_bytes()
+    weights.with_suffix(".onnx").write_bytes(
+        whole[: len(whole) // 2] if content is None else content
+    )
+    with pytest.raises(InputError) as caught:
+        load_classifier(weights, engine="openvino")
+    assert "is not a whole .onnx file" in sentence(caught)
+
+
+def assert_one_sentence(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].endswith(".")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_without_a_graph_the_command_to_make_it_is_named(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    weights = make_weights(tmp_path / "net.pth")
+    output = tmp_path / "r.json"
+    arguments = ("--recursive", "--weights", weights, "--output", output)
+    assert run_process(pictures, *arguments, "--engine", "openvino") == 1
+    assert_one_sentence(capsys, str(tmp_path / "net.onnx"), "python -m face_gender.export")
+    assert not output.exists()
+
+
+def test_a_missing_library_is_named_with_the_cure(
+    exported: Path,
+    pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = ("openvino", "onnxscript")
+    monkeypatch.setattr(engines, "find_spec", lambda n: None if n in missing else find_spec(n))
+    cure = "pip install -r requirements-engine.txt"
+    arguments = ("--recursive", "--weights", exported, "--engine", "openvino")
+    assert run_process(pictures, *arguments) == 1
+    assert_one_sentence(capsys, "openvino", cure)
+    assert export.main([str(exported)]) == 1
+    assert_one_sentence(capsys, "onnxscript", cure)
+
+
+def test_the_engine_is_for_the_cpu(exported: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_classifier(exported, device="cuda", engine="openvino")
+    assert "cuda" in sentence(caught)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_nothing_is_left_half_written(
+    error: BaseException, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "net.pth"
+    weights.write_bytes(exported.read_bytes())
+    graph = weights.with_suffix(".onnx")
+    graph.write_bytes(b"the former one")
+
+    def fail(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr("face_gender.files.os.fsync", fail)
+    assert export.main([str(weights)]) == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert graph.read_bytes() == b"the former one"
+    assert {path.name for path in tmp_path.iterdir()} == {"net.pth", "net.onnx"}
+
+
+def test_weights_are_not_replaced(exported: Path) -> None:
+    before = exported.read_bytes()
+    assert export.main([str(exported), "--output", str(exported)]) == 1
+    assert exported.read_bytes() == before
+
+
+def test_pictures_that_cannot_be_read_calibrate_nothing(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"not a picture")
+    output = tmp_path / "x.onnx"
+    arguments = ["--calibrate", str(tmp_path), "--output", str(output)]
+    assert export.main([str(exported), *arguments]) == 1
+    assert_one_sentence(capsys, str(tmp_path), "can be read")
+    assert not output.exists()
+
+
+def test_calibration_takes_pictures_of_every_subfolder(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(40):
+        for label in ("male", "female"):
+            (tmp_path / label).mkdir(exist_ok=True)
+            draw_face(label, i).save(tmp_path / label / f"{i:02}.png")
+    asked: list[str] = []
+    monkeypatch.setattr(export, "_batches", lambda _, __, names: asked.extend(names))
+    monkeypatch.setattr(export, "_int8_graph", lambda graph, _: graph)
+    export.export(exported, tmp_path / "x.onnx", calibrate=tmp_path, pictures=10)
+    assert len(set(asked)) == 10
+    assert sum(name.startswith("male/") for name in asked) == 5
+
+
+def test_a_plain_state_dict_needs_its_recipe_and_classes(tmp_path: Path) -> None:
+    torch.save(build_model("compact_cnn").state_dict(), tmp_path / "plain.pth")
+    assert export.main([str(tmp_path / "plain.pth")]) == 1
+    named = ["--recipe", "compact_cnn", "--classes", "female, male"]
+    assert export.main([str(tmp_path / "plain.pth"), *named]) == 0
+    assert (tmp_path / "plain.onnx").exists()
+
+
+LOADED = "import sys\n{}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+
+
+def loaded_after(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED.format(code)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_without_the_engine_none_of_its_libraries_is_loaded(
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    arguments = [str(pictures), "--recursive", "--weights", str(exported), "--quiet"]
+    arguments += ["--output", str(tmp_path / "r.json"), "--engine", "torch"]
+    loaded = loaded_after(f"import process\nassert process.main({arguments!r}) == 0")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"openvino", "openvino_telemetry", "onnx", "onnxruntime"})
+
+
+def test_openvino_cannot_tell_anybody_that_it_runs(exported: Path) -> None:
+    """Its import sends an event to Google Analytics where openvino_telemetry can be imported."""
+    pytest.importorskip("openvino")
+    code = (
+        "from face_gender.inference import load_classifier\n"
+        f"load_classifier({str(exported)!r}, engine='openvino')\n"
+        "assert sys.modules['openvino_telemetry'] is None\n"
+        "assert not [n for n in sys.modules if n.startswith('openvino_telemetry.')]"
+    )
+    assert "openvino" in loaded_after(code)
+
+
+def test_inference_never_imports_the_command() -> None:
+    assert not hasattr(inference, "export")
+    assert "openvino" not in loaded_after("import face_gender.inference")
