@@ -81,12 +81,13 @@ class Augmentation:
         mirror = torch.where(chance["flip"] < self.horizontal_flip, -1.0, 1.0)
         cosine, sine = angle.cos() / scale, angle.sin() / scale
         # Where each pixel of the result comes from, in coordinates from -1 to 1 on both axes.
-        right, down = (_spread(chance[name], 2 * self.shift) for name in ("right", "down"))
-        x = torch.stack([cosine * mirror, sine * mirror * (height / width), right], 1)
-        y = torch.stack([-sine * (width / height), cosine, down], 1)
-        grid = nn.functional.affine_grid(
-            torch.stack([x, y], 1), list(images.shape), align_corners=False
-        )
+        x = torch.stack([cosine * mirror, sine * mirror * (height / width)], 1)
+        y = torch.stack([-sine * (width / height), cosine], 1)
+        turn = torch.stack([x, y], 1)
+        # The move is one of the result.
+        move = torch.stack([_spread(chance[name], 2 * self.shift) for name in ("right", "down")], 1)
+        theta = torch.cat([turn, -(turn @ move[:, :, None])], 2)
+        grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
         return nn.functional.grid_sample(images.float(), grid, align_corners=False)
 
 
@@ -150,7 +151,7 @@ def _downscale(images: Tensor, chance: dict[str, Tensor], probability: float) ->
     shorter = min(height, width)
     if shorter <= 24:
         return images
-    images = images.float()
+    images = images.to(torch.float32, copy=True)
     resize = partial(nn.functional.interpolate, mode="bilinear", antialias=True)
     sizes = 24 + (chance["size"] * (shorter - 24)).long()
     for i in torch.nonzero(chance["downscale"] < probability).flatten().tolist():

@@ -340,7 +340,7 @@ class _Processes:
         try:
             yield from self.loader
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):
                 raise
             raise InputError(
                 "a process that reads pictures was killed, for lack of memory or of shared memory: "

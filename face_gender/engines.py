@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from face_gender.checkpoint import Checkpoint
 
 Engine = Literal["torch", "openvino"]
+Precision = Literal["float32", "int8"]
 ENGINES: tuple[Engine, ...] = ("torch", "openvino")
 # What the net is asked again in float32: the largest probability is ahead of the next by less.
 # 8 bits move a probability by 0.03 at most (benchmarks/engines.py), so two of them by 0.06.
@@ -45,11 +46,14 @@ def check_engine(weights: Path) -> None:
         raise InputError(f"{graph_path(weights)} does not exist: {_cure(weights)}.")
 
 
-def describe(checkpoint: Checkpoint, weights: Path) -> dict[str, str]:
+def describe(
+    checkpoint: Checkpoint, weights: Path, precision: Precision = "float32"
+) -> dict[str, str]:
     """Return what a graph says of itself, each value as JSON.
 
     ``classes``, in the order of the outputs; ``preprocessing``: height and width in pixels,
-    resize, mean and std of values in 0..1; ``recipe``; ``weights_sha256`` of the .pth file.
+    resize, mean and std of values in 0..1; ``recipe``; ``precision`` of the layers;
+    ``weights_sha256`` of the .pth file.
     Raises OSError where that cannot be read.
     """
     preprocessing = checkpoint.preprocessing.to_dict()
@@ -60,6 +64,7 @@ def describe(checkpoint: Checkpoint, weights: Path) -> dict[str, str]:
         "classes": checkpoint.classes,
         "preprocessing": preprocessing,
         "recipe": checkpoint.recipe.to_dict(),
+        "precision": precision,
         "weights_sha256": sha256,
     }
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
@@ -68,17 +73,27 @@ def describe(checkpoint: Checkpoint, weights: Path) -> dict[str, str]:
 class OpenVino:
     """The graph beside a checkpoint's file, compiled for all processors, a stream on each."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: Path) -> None:
-        """Read and compile it. Raises InputError: not there, damaged, made of other weights."""
+    def __init__(
+        self, checkpoint: Checkpoint, weights: Path, sixteen_bits: bool | None = None
+    ) -> None:
+        """Read and compile it. Raises InputError: not there, damaged, made of other weights.
+
+        ``sixteen_bits``: calculate a float32 graph in bfloat16 (None: where the processor does).
+        """
         check_engine(weights)
         path = graph_path(weights)
         core, model = _read(path, weights)
         _check_origin(model, describe(checkpoint, weights), path, weights)
-        options = {
+        options: dict[str, Any] = {
             "NUM_STREAMS": cpu_count(),
             "INFERENCE_NUM_THREADS": cpu_count(),
             "ENABLE_CPU_PINNING": False,  # other programs may be on those cores
         }
+        # Around 8-bit layers, bfloat16 would round away what they resolve: 8 % other labels.
+        if sixteen_bits is False or _value(model, "precision") == "int8":
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        elif sixteen_bits:
+            options["INFERENCE_PRECISION_HINT"] = "bf16"
         preprocessing = checkpoint.preprocessing
         self._compiled = core.compile_model(_from_pixels(model, checkpoint), "CPU", options)
         self._local = threading.local()
@@ -116,9 +131,14 @@ def _read(path: Path, weights: Path) -> tuple[Any, Any]:
 
 def _check_origin(model: Any, expected: dict[str, str], path: Path, weights: Path) -> None:
     for name in ("weights_sha256", "classes", "preprocessing"):
-        place = ["framework", name]
-        if not model.has_rt_info(place) or model.get_rt_info(place).value != expected[name]:
+        if _value(model, name) != json.loads(expected[name]):
             raise InputError(f"{path} was not made of {weights} as it is now: {_cure(weights)}.")
+
+
+def _value(model: Any, name: str) -> Any:
+    """Return what a graph says of itself under a name of `describe`, None where nothing."""
+    place = ["framework", name]
+    return json.loads(model.get_rt_info(place).value) if model.has_rt_info(place) else None
 
 
 def _from_pixels(model: Any, checkpoint: Checkpoint) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from face_gender import RECIPE_NAMES
-from face_gender.engines import check_libraries, describe, graph_path
+from face_gender.engines import Precision, check_libraries, describe, graph_path
 from face_gender.files import (
     InputError,
     Source,
@@ -124,7 +124,8 @@ def export(
         graph = _int8_graph(graph, batches)
     import onnx
 
-    onnx.helper.set_model_props(graph, describe(checkpoint, weights))
+    precision: Precision = "int8" if source is not None else "float32"
+    onnx.helper.set_model_props(graph, describe(checkpoint, weights, precision))
     write_atomically(output, lambda file: file.write(graph.SerializeToString()))
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from face_gender.files import Source, read_file
+from face_gender.sound import METADATA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,17 +120,22 @@ def _is_plain_jpeg(data: bytes) -> bool:
     """
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return False
-    place, has_metadata = 2, False
+    place, has_metadata, known = 2, False, False
     while place + 10 < len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         if marker in (0xC0, 0xC1, 0xC2):
             bits, height, width, components = struct.unpack_from(">BHHB", data, place + 4)
             known = bits == 8 and components in (1, 3) and 0 < height * width <= MAX_PIXELS
+        elif marker == 0xDA:
             return known and not (has_metadata and _is_turned(data))
-        if not 0xC4 <= marker <= 0xFE or 0xD0 <= marker <= 0xDA:
+        elif not 0xC4 <= marker <= 0xFE or 0xD0 <= marker <= 0xD9:
             return False
         has_metadata |= marker == 0xE1  # APP1: EXIF and XMP
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
+        start, least = METADATA.get(marker, (b"", 0))
+        if start and data.startswith(start, place + 4) and length - 2 < least:
+            return False
+        place += 2 + length
     return False
 
 

@@ -48,6 +48,9 @@ class Preprocessing:
         """
         if self.resize == "crop":
             pixels = self._largest_centre(pixels)
+        if pixels.stride(0) != 1 or pixels.stride(2) != 3:  # the operator minds, and writes astray
+            rows = torch.empty(*pixels.shape[1:], 3, dtype=torch.uint8)
+            pixels = rows.permute(2, 0, 1).copy_(pixels)
         if out is None:
             out = torch.empty(self.height, self.width, 3, dtype=torch.uint8).permute(2, 0, 1)
         # What interpolate calls, which takes no place to write to: to copy costs a tenth more.

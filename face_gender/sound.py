@@ -20,7 +20,7 @@ _APPS = range(0xE0, 0xF0)
 # A marker that ends a scan: neither an escaped 0xFF nor one of the restarts inside it.
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 # Metadata that Pillow reads on opening: how it starts, and how long it must be.
-_METADATA = {0xE0: (b"JFIF", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
+METADATA = {0xE0: (b"JFIF", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
 _PARSED_METADATA = (b"MPF\0", b"Photoshop 3.0\0")
 _MOST_BLOCKS = 10  # of all components in one unit of an interleaved scan
 
@@ -82,7 +82,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         body = data[at + 4 : end]
         at = end
         if marker in _APPS or marker == _COM:
-            start, shortest = _METADATA.get(marker, (b"", 0))
+            start, shortest = METADATA.get(marker, (b"", 0))
             _require(not body.startswith(start) or len(body) >= shortest)
             _require(not body.startswith(_PARSED_METADATA))
         elif marker == _DQT:

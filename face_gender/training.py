@@ -249,7 +249,8 @@ class _Run:
         """Set the gradients of a batch's mean loss, a part of the batch at a time; return it."""
         self.optimizer.zero_grad(set_to_none=True)
         mean = torch.zeros((), device=self.device)
-        parts = min(self.parts, len(labels))
+        least = 2 if self.skips_single else 1
+        parts = max(1, min(self.parts, len(labels) // least))
         for some, their in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
             outputs = _forward(self.model, some, self.precision)
             loss = _loss(outputs, their, self.recipe) * (len(their) / len(labels))
@@ -437,6 +438,18 @@ def _forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) ->
     return outputs.float()
 
 
+def _in_halves(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Tensor:
+    """Answer a batch, in halves where it does not fit into memory. Raises InputError for one."""
+    try:
+        return _forward(model, images, precision)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    if len(images) == 1:
+        raise InputError("memory is too small for a single picture: use another device.")
+    return torch.cat([_in_halves(model, half, precision) for half in images.tensor_split(2)])
+
+
 def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     if recipe.loss == "nll":
         return nn.functional.nll_loss(outputs, labels)
@@ -461,7 +474,7 @@ def _predict(
             _exclude(batch, dataset, sampler)
             skipped += [(str(dataset.paths[i]), reason) for i, reason in batch.failures]
             if batch.images is not None:
-                outputs = _forward(model, batch.images, precision)
+                outputs = _in_halves(model, batch.images, precision)
                 probabilities.append(probabilities_of(outputs).cpu())
                 positions.append(batch.positions)
             bar.update(len(batch.labels) + len(batch.failures))

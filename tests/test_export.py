@@ -113,6 +113,7 @@ def test_the_graph_says_what_it_is(exported: Path, calibrated: Path) -> None:
         }  # fmt: skip
         assert said["recipe"]["name"] == "resnet18"
         assert said["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert said["precision"] == ("int8" if weights == calibrated else "float32")
         kinds = [node.op_type for node in graph.graph.node]
         assert "BatchNormalization" not in kinds
         assert ("QuantizeLinear" in kinds) == (weights == calibrated)
@@ -162,6 +163,20 @@ def test_the_engine_in_float32_gives_the_outputs_of_the_net(exported: Path) -> N
     found = engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy())
     # In 16 bits where the processor has them; a wrong mean or channel order is far off.
     assert np.abs(found - expected.numpy()).max() < 0.03 * expected.abs().max()
+
+
+def test_the_engine_in_8_bits_calculates_what_the_graph_says(calibrated: Path) -> None:
+    """Where a processor has bfloat16, OpenVINO takes it around 8-bit layers unless told not to."""
+    pytest.importorskip("openvino")
+    net = load_classifier(calibrated, engine="openvino")
+    assert net.engine is not None
+    pixels = some_pixels(40)
+    found = net.engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy())
+    images = net.checkpoint.preprocessing.normalized(pixels)
+    exact = net.model(images)
+    by_others = onnxruntime_outputs(calibrated.with_suffix(".onnx"), images)
+    distance = (torch.from_numpy(found) - by_others).abs().mean()
+    assert distance < 0.5 * (exact - by_others).abs().mean()
 
 
 def test_threads_get_their_own_answers(calibrated: Path) -> None:

@@ -1,0 +1,142 @@
+"""How fast, and how exactly, each engine runs a net on a CPU.
+
+python -m benchmarks.engines --data FOLDER --weights PTH --calibrate FOLDER [--pictures N]
+
+The pictures lie decoded in memory and are labelled by a thread for each processor, 16 at a time,
+as process.py does it. Labels and probabilities are compared with PyTorch's in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import alternate, machine, medians, pictures, rate
+from face_gender.engines import OpenVino, graph_path
+from face_gender.export import export
+from face_gender.files import cpu_count
+from face_gender.images import load_pixels
+from face_gender.inference import Classifier, load_classifier
+from face_gender.models import probabilities_of
+from face_gender.preprocessing import stack
+
+Way = Callable[[Tensor], Tensor]
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of JPEG files to label")
+    parser.add_argument("--weights", type=Path, required=True, help="a checkpoint")
+    parser.add_argument("--calibrate", type=Path, required=True, help="folder of other pictures")
+    parser.add_argument("--pictures", type=int, default=4_000)
+    parser.add_argument("--timed", type=int, default=320, help="of them, in a repetition")
+    parser.add_argument("--repetitions", type=int, default=7)
+    return parser.parse_args()
+
+
+def by_openvino(engine: OpenVino) -> Way:
+    """Return the way that labels pictures (n, 3, H, W) uint8 by the graph alone."""
+    return lambda pixels: probabilities_of(
+        torch.from_numpy(engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy()))
+    )
+
+
+def by_onnxruntime(net: Classifier, weights: Path) -> Way:
+    """Return the way that labels them by ONNX Runtime, on one processor a call."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        graph_path(weights), options, providers=["CPUExecutionProvider"]
+    )
+
+    def label(pixels: Tensor) -> Tensor:
+        images = net.checkpoint.preprocessing.normalized(pixels).contiguous().numpy()
+        outputs: list[Any] = session.run(None, {"images": images})
+        return probabilities_of(torch.from_numpy(outputs[0]))
+
+    return label
+
+
+def all_ways(options: argparse.Namespace, work: Path) -> dict[str, Way]:
+    """Export the weights twice and return every way to run them, the exact one first."""
+    float_, int8 = work / "float.pth", work / "int8.pth"
+    for path in (float_, int8):
+        shutil.copyfile(options.weights, path)
+    export(float_, graph_path(float_))
+    export(int8, graph_path(int8), options.calibrate)
+    full = load_classifier(float_, device="cpu", mixed=False)
+    shipped = load_classifier(float_, device="cpu")
+    again = load_classifier(int8, engine="openvino")
+    asked = replace(shipped, engine=again.engine)
+    return {
+        "PyTorch float32": full.probabilities,
+        f"PyTorch {str(shipped.dtype).removeprefix('torch.')} (without --engine)":
+            shipped.probabilities,
+        "OpenVINO float32": by_openvino(OpenVino(full.checkpoint, float_, sixteen_bits=False)),
+        "OpenVINO bfloat16": by_openvino(OpenVino(full.checkpoint, float_, sixteen_bits=True)),
+        "OpenVINO int8 alone": by_openvino(OpenVino(full.checkpoint, int8)),
+        "OpenVINO int8, close ones again (--engine openvino)": again.probabilities,
+        "the same, again in 16 bits": asked.probabilities,
+        "ONNX Runtime float32": by_onnxruntime(full, float_),
+        "ONNX Runtime int8 alone": by_onnxruntime(full, int8),
+    }  # fmt: skip
+
+
+def label_all(way: Way, batches: Sequence[Tensor]) -> Tensor:
+    """Return the probabilities of all batches, labelled by a thread for each processor."""
+    with ThreadPoolExecutor(cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.cat(list(pool.map(way, batches)))
+
+
+def compare(found: Tensor, expected: Tensor) -> str:
+    """Return changed labels, largest and mean change and how many changes exceed 0.02."""
+    change = (found - expected).abs().amax(1)
+    labels = (found.argmax(1) != expected.argmax(1)).double().mean().item()
+    over = (change > 0.02).double().mean().item()
+    return f"{labels:.3%} | {change.max():.4f} | {change.mean():.5f} | {over:.3%}"
+
+
+def main() -> None:
+    """Measure and print one table."""
+    options = parse()
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        ways = all_ways(options, Path(folder))
+        preprocessing = load_classifier(options.weights, device="cpu").checkpoint.preprocessing
+        paths = pictures(options.data, options.pictures, Path(folder))
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            pixels = stack(list(pool.map(lambda p: preprocessing.resized(load_pixels(p)), paths)))
+        batches = [
+            batch.contiguous(memory_format=torch.channels_last) for batch in pixels.split(16)
+        ]
+        answers = {name: label_all(way, batches) for name, way in ways.items()}
+        few = batches[: max(1, options.timed // 16)]
+        count = sum(len(batch) for batch in few)
+        measured = {
+            name: lambda way=way: rate(count, lambda: label_all(way, few))
+            for name, way in ways.items()
+        }
+        speed = medians(alternate(measured, options.repetitions))
+    first, base = list(ways)[:2]
+    print(f"{len(paths)} pictures, {preprocessing.height} x {preprocessing.width}")
+    print("| way | images/s | of PyTorch | labels changed | largest change | mean | over 0.02 |")
+    print("|---|---|---|---|---|---|---|")
+    for name, found in answers.items():
+        against = speed[name] / speed[base]
+        print(f"| {name} | {speed[name]:,.0f} | {against:.2f} | {compare(found, answers[first])} |")
+
+
+if __name__ == "__main__":
+    main()
