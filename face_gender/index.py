@@ -570,7 +570,7 @@ def _hash_chunks(source: Source, names: Sequence[str]) -> Iterator[list[_Hashed]
         # No processes can be had where semaphores or memory are short; or one may be killed.
         with suppress(ImportError, OSError, BrokenProcessPool):
             workers = min(_MOST_PROCESSES, cpu_count())
-            pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(source,))
+            pool = _process_pool(source, workers)
             for chunk in _map_in_order(pool, workers, _hash_in_worker, _cut(names, _CHUNK)):
                 done += len(chunk)
                 yield chunk
@@ -603,6 +603,18 @@ def _map_in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _process_pool(source: Source, workers: int) -> ProcessPoolExecutor:
+    """Start workers, so that a Ctrl-C while they start is not theirs to answer either."""
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(source,))
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pool.submit(int)  # forks them all, and what is held back here is in them too
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pool
 
 
 _worker_source: Source  # in a worker process: where to read, sent once instead of with each chunk
