@@ -78,7 +78,8 @@ class OpenVino:
     ) -> None:
         """Read and compile it. Raises InputError: not there, damaged, made of other weights.
 
-        ``sixteen_bits``: calculate a float32 graph in bfloat16 (None: where the processor does).
+        ``sixteen_bits``: calculate in bfloat16 what is not in 8 bits (None: where the processor
+        does).
         """
         check_engine(weights)
         path = graph_path(weights)
@@ -89,11 +90,8 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": cpu_count(),
             "ENABLE_CPU_PINNING": False,  # other programs may be on those cores
         }
-        # Around 8-bit layers, bfloat16 would round away what they resolve: 8 % other labels.
-        if sixteen_bits is False or _value(model, "precision") == "int8":
-            options["INFERENCE_PRECISION_HINT"] = "f32"
-        elif sixteen_bits:
-            options["INFERENCE_PRECISION_HINT"] = "bf16"
+        if sixteen_bits is not None:
+            options["INFERENCE_PRECISION_HINT"] = "bf16" if sixteen_bits else "f32"
         preprocessing = checkpoint.preprocessing
         self._compiled = core.compile_model(_from_pixels(model, checkpoint), "CPU", options)
         self._local = threading.local()

@@ -31,7 +31,7 @@ pytest.importorskip("onnxruntime")
 
 def make_weights(path: Path, seed: int = 1, recipe_name: str = "resnet18") -> Path:
     """Save a net whose batch norms have something to fold."""
-    size = {"size": (32, 32)} if recipe_name == "resnet18" else {}
+    size = {"size": (64, 64)} if recipe_name == "resnet18" else {}
     recipe = get_recipe(recipe_name, init="none", **size)
     torch.manual_seed(seed)
     model = build_model(recipe.arch)
@@ -67,7 +67,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path
     return weights
 
 
-def some_pixels(count: int, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
+def some_pixels(count: int, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
     return torch.randint(
         0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -108,7 +108,7 @@ def test_the_graph_says_what_it_is(exported: Path, calibrated: Path) -> None:
         said = {each.key: json.loads(each.value) for each in graph.metadata_props}
         assert said["classes"] == ["male", "female"]
         assert said["preprocessing"] == {
-            "height": 32, "width": 32, "resize": "stretch",
+            "height": 64, "width": 64, "resize": "stretch",
             "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
         }  # fmt: skip
         assert said["recipe"]["name"] == "resnet18"
@@ -116,6 +116,8 @@ def test_the_graph_says_what_it_is(exported: Path, calibrated: Path) -> None:
         assert said["precision"] == ("int8" if weights == calibrated else "float32")
         kinds = [node.op_type for node in graph.graph.node]
         assert "BatchNormalization" not in kinds
+        # Of a net in channels last, which OpenVINO answers wrongly in 8 bits.
+        assert "Gather" not in kinds
         assert ("QuantizeLinear" in kinds) == (weights == calibrated)
 
 
@@ -166,17 +168,16 @@ def test_the_engine_in_float32_gives_the_outputs_of_the_net(exported: Path) -> N
 
 
 def test_the_engine_in_8_bits_calculates_what_the_graph_says(calibrated: Path) -> None:
-    """Where a processor has bfloat16, OpenVINO takes it around 8-bit layers unless told not to."""
+    """Of a net exported channels last, OpenVINO made something else than ONNX Runtime."""
     pytest.importorskip("openvino")
     net = load_classifier(calibrated, engine="openvino")
     assert net.engine is not None
     pixels = some_pixels(40)
     found = net.engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy())
     images = net.checkpoint.preprocessing.normalized(pixels)
-    exact = net.model(images)
     by_others = onnxruntime_outputs(calibrated.with_suffix(".onnx"), images)
-    distance = (torch.from_numpy(found) - by_others).abs().mean()
-    assert distance < 0.5 * (exact - by_others).abs().mean()
+    spread = by_others.std(0).mean()
+    assert (torch.from_numpy(found) - by_others).abs().mean() < 0.3 * spread
 
 
 def test_threads_get_their_own_answers(calibrated: Path) -> None:
