@@ -14,7 +14,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "face_gender"
 # Each module may import those of the layers before its own.
 LAYERS = (
-    {"augmentation", "files", "sound"},
+    {"augmentation", "files", "interruption", "sound"},
     {"images", "index", "preprocessing", "models", "devices", "metrics"},
     {"recipes", "dataset"},
     {"checkpoint"},
