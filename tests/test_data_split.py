@@ -267,6 +267,8 @@ def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(few: Path) -> None:
     code = (
         "import multiprocessing, os, signal, sys\n"
         "import data_split, face_gender.index as index\n"
+        # A shell's background job, as CI may be, starts with Ctrl-C ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Bar(index.tqdm):\n"
         "    def update(self, n=1):\n"
         "        print('workers', len(multiprocessing.active_children()))\n"
