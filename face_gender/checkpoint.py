@@ -58,8 +58,16 @@ class Checkpoint:
     seen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     versions: Mapping[str, str] = field(default_factory=versions)
 
-    def save(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write the file atomically; ``dtype`` (float16) halves the size of the weights."""
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the file atomically; ``dtype`` (float16) halves the size of the weights.
+
+        ``training``: plain data beside it, which no prediction needs.
+        """
         weights = {
             name: tensor.detach().cpu().to(dtype)
             if dtype is not None and tensor.is_floating_point()
@@ -76,6 +84,7 @@ class Checkpoint:
             "seen": self.seen,
             "versions": _plain(self.versions),
             "weights": weights,
+            **({"training": training} if training else {}),
         }
         # Through memory: torch turns a full disk into a RuntimeError of its own wording.
         buffer = io.BytesIO()
@@ -141,9 +150,9 @@ def load_checkpoint(
 def read_weights(path: str | os.PathLike[str]) -> Checkpoint | dict[str, Tensor]:
     """Read a .pth: a checkpoint of this kit, or the plain state_dict that it is instead."""
     path = Path(path)
-    content = _read(path)
+    content = read_content(path)
     if "weights" in content and "recipe" in content:
-        return _parse(content, path)
+        return parse_content(content, path)
     return _state_dict(content, path)
 
 
@@ -186,7 +195,8 @@ def hash64(sha256: Iterable[str]) -> Tensor:
     return torch.tensor(sorted({as_int64(each) for each in sha256}), dtype=torch.int64)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """Return the plain data and tensors of a .pth, on the CPU. Raises InputError."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the path of a .pth file.")
     try:
@@ -217,7 +227,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse(content: dict[str, Any], path: Path) -> Checkpoint:
+def parse_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """Return the checkpoint that a file of this kit holds. Raises InputError for another's."""
     if content.get("format") != FORMAT:
         raise InputError(
             f"{path} has format {content.get('format')!r} and this version reads {FORMAT}: "

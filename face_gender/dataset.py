@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from face_gender.augmentation import draw
-from face_gender.files import InputError, Source, cpu_count, open_source
+from face_gender.distributed import World
+from face_gender.files import InputError, Source, open_source
 from face_gender.images import UnreadableImage, decode_pixels, load_image, read_bytes
 from face_gender.index import SPLITS, read_index
 from face_gender.preprocessing import FaceTransform
@@ -111,15 +112,19 @@ class _Filled(NamedTuple):
 class EpochSampler(Sampler[_Task]):
     """Yields what is in each batch, in an order drawn from the seed and the epoch alone.
 
+    Each process of ``world`` is given its part of every batch, which may be empty at the end.
     ``excluded`` positions are left out from the next epoch on.
     """
 
-    def __init__(self, size: int, batch_size: int, slots: int, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, size: int, batch_size: int, slots: int, shuffle: bool, seed: int, world: World
+    ) -> None:
         self.size = size
         self.batch_size = batch_size
         self.slots = slots
         self.shuffle = shuffle
         self.seed = seed
+        self.world = world
         self.epoch = 0
         self.excluded: set[int] = set()
 
@@ -138,7 +143,9 @@ class EpochSampler(Sampler[_Task]):
         if self.excluded:
             order = order[~np.isin(order, list(self.excluded))]
         for batch, start in enumerate(range(0, len(order), self.batch_size)):
-            yield _Task(batch % self.slots, order[start : start + self.batch_size])
+            whole = order[start : start + self.batch_size]
+            part = _parts(len(whole), self.world.size)[self.world.rank]
+            yield _Task(batch % self.slots, whole[part.start : part.stop])
 
 
 class FaceLoader:
@@ -151,6 +158,9 @@ class FaceLoader:
     ``workers``: processes that read. None takes one for each processor, at most 16, where the net
     runs on another device; where it runs on the processors too, none: threads then decode a batch
     on all of them between two steps of the net, and nobody waits for a processor.
+
+    ``batch_size`` is that of all processes of ``world`` together; each yields its part of every
+    batch, which may hold no picture.
     """
 
     def __init__(
@@ -161,6 +171,7 @@ class FaceLoader:
         seed: int = 0,
         workers: int | None = None,
         device: torch.device | str = "cpu",
+        world: World = World(),  # noqa: B008 - a frozen value
     ) -> None:
         if not isinstance(dataset.transform, FaceTransform):
             raise TypeError("a FaceLoader needs Preprocessing.train_transform or eval_transform.")
@@ -169,14 +180,15 @@ class FaceLoader:
         self.device = torch.device(device)
         if workers is None:
             worthwhile = self.device.type != "cpu" and len(dataset) >= _WORTH_WORKERS
-            workers = min(16, cpu_count()) if worthwhile else 0
+            workers = min(16, world.processors) if worthwhile else 0
         self.workers = workers
         batch_size = min(batch_size, max(1, len(dataset)))
         # Those that the workers are asked for ahead, the one in use, and the next.
         slots = workers * _AHEAD + 2
         size = self.transform.preprocessing
-        memory = _Slots((slots, batch_size, size.height, size.width, 3), shared=workers > 0)
-        self.sampler = EpochSampler(len(dataset), batch_size, slots, shuffle, seed)
+        share = math.ceil(batch_size / world.size)
+        memory = _Slots((slots, share, size.height, size.width, 3), shared=workers > 0)
+        self.sampler = EpochSampler(len(dataset), batch_size, slots, shuffle, seed, world)
         self._reader = _Reader(dataset, memory)
         self._processes = _Processes(self._reader, self.sampler, workers) if workers else None
 
@@ -282,7 +294,7 @@ def _or_error(function: Callable[..., _Result], *arguments: Any) -> _Result | Un
 
 def _in_threads(reader: _Reader, sampler: EpochSampler) -> Iterator[_Filled]:
     """Decode each batch on all processors at once; the bytes of the next ones are read ahead."""
-    count, threads = cpu_count(), torch.get_num_threads()
+    count, threads = sampler.world.processors, torch.get_num_threads()
     disk = ThreadPoolExecutor(count)
     processors = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -13,7 +12,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,8 @@ from face_gender.devices import (
     mixed_precision,
     pick_device,
 )
-from face_gender.files import InputError, Source, copy_atomically, open_source
+from face_gender.distributed import Share, World, as_one_batch, in_one_sentence, join, wrapped
+from face_gender.files import InputError, Source, open_source
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation
 from face_gender.models import (
@@ -50,6 +53,7 @@ from face_gender.models import (
     train_mode,
 )
 from face_gender.recipes import Recipe, get_recipe
+from face_gender.run_folder import RunFolder, TrainingState
 
 
 class LeakError(InputError):
@@ -94,26 +98,40 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     mixed: bool = True,
+    resume: bool = False,
     progress: bool = True,
 ) -> Iterator[EpochReport]:
     """Train by ``recipe`` on the train split of ``index``; yield a report after each epoch.
 
     Each epoch is saved as ``out/<recipe>/epoch_{i}.pth``, the best so far (by the recipe's
-    ``best_by`` on the validation split) as ``out/<recipe>/best.pth`` and ``out/best.pth``. The
+    ``best_by`` on the validation split) as ``out/<recipe>/best.pth`` and ``out/best.pth``, the
+    figures of all as ``out/<recipe>/history.csv``, and what it takes to go on as ``last.pth``. The
     files of an earlier run of the recipe are moved into ``out/<recipe>/earlier_{n}/`` first; an
     ``out/best.pth`` that is no copy of one of them is kept as ``out/best_earlier_{n}.pth``.
     The caller may stop at any report. ``mixed``: calculate in 16 bits where the hardware does.
-    The same seed on the same machine gives the same numbers on a CPU. Raises InputError.
+    The same seed on the same machine gives the same numbers on a CPU.
+
+    ``resume``: go on behind the last complete epoch of an earlier run with the same settings and
+    index, as if it had not been interrupted: on a CPU to the same weights, bit for bit. A recipe's
+    name stands for the recipe of that run; its ``epochs`` may be others where the learning rate
+    is constant. Where there is no such run, one begins.
+
+    Under torchrun, each process takes its part of every batch (``batch_size`` is that of all),
+    the first alone writes, and a restarted job resumes by itself. Raises InputError.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    run = _Run(recipe, index, data, Path(out), seed, device, workers, mixed, progress)
-    with closing(run):
-        for epoch in tqdm(
-            range(recipe.epochs), desc=recipe.name, unit="epoch", disable=not progress
-        ):
-            yield run.epoch(epoch)
-            if run.epochs_without_better >= (recipe.patience or math.inf):
-                return
+    run = _Run(recipe, index, data, Path(out), seed, device, workers, mixed, progress, resume)
+    with closing(run), tqdm(
+        total=run.recipe.epochs,
+        initial=run.epochs,
+        desc=run.recipe.name,
+        unit="epoch",
+        disable=not run.progress,
+    ) as bar:  # fmt: skip
+        while not run.finished:
+            with in_one_sentence(run.world):
+                report = run.epoch(run.epochs)
+            bar.update()
+            yield report
 
 
 class _Run:
@@ -121,7 +139,7 @@ class _Run:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Recipe | str,
         index: str | os.PathLike[str] | pd.DataFrame,
         data: str | os.PathLike[str],
         out: Path,
@@ -130,43 +148,138 @@ class _Run:
         workers: int | None,
         mixed: bool,
         progress: bool,
+        resume: bool = False,
     ) -> None:
         keep_freed_memory()
-        self.recipe = recipe
-        self.progress = progress
-        self.device = pick_device(device)
-        self.precision = mixed_precision(self.device) if mixed else None
+        self.seed = seed
         source = open_source(data)
         table = index if isinstance(index, pd.DataFrame) else read_index(index)
         check_matches(table, source)
-        preprocessing = recipe.preprocessing
+        self.index = _hash_of_rows(table)
+        wanted = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.folder = RunFolder(out, wanted.name)
+        self.world, self.device = join(device)
+        self.progress = progress and self.world.first
+        self.precision = mixed_precision(self.device) if mixed else None
+        found = self._found(resume, recipe)
+        chosen = found[0].recipe if found and isinstance(recipe, str) else wanted
+        self.recipe = self.world.from_first(chosen)
+        preprocessing = self.recipe.preprocessing
         self.train_set = FaceDataset(table, "train", source, preprocessing.train_transform())
         self.val_set = FaceDataset(table, "val", source, preprocessing.eval_transform())
         torch.manual_seed(seed)
-        model, seen = _start(recipe)
-        self.model = to_device(model, self.device)
+        model, seen = _start(self.recipe, found[0] if found else None)
         self.seen = torch.unique(torch.cat([seen, _seen(table, source)]))
-        self.optimizer = _optimizer(recipe, self.model)
+        # BatchNorm has no variance to learn from in a last batch of one.
+        self.skips_single = self.recipe.batch_size > 1 and has_batchnorm(model)
+        self._place(model)
+        self._make_loaders(workers)
+        self.schedule = _schedule(self.recipe, self.optimizer, len(self.train_loader))
+        self.history: list[dict[str, Any]] = []
+        self.best: tuple[float, float] | None = None
+        self.best_epoch = self.waited = 0
+        # Into so many parts each batch is cut, so that it fits into memory.
+        self.parts = 1
+        self._keep_random_state()
+        if found:
+            self._go_on(found[1])
+        elif self.world.first:
+            self.folder.begin()
+        self._say(
+            f"{self.recipe.name}: on {self.device} in {in_bits(self.precision)}, batches of "
+            f"{self.recipe.batch_size}{_in_processes(self.world)}, "
+            f"{self.train_loader.workers or 'no'} processes that read"
+        )
+
+    def _place(self, model: nn.Module) -> None:
+        """Move the net to its device, with an optimiser, and share it between the processes."""
+        self.share = Share()
+        if self.world.size > 1:
+            model = as_one_batch(model, self.share, self.device)
+        self.model = to_device(model, self.device)
+        self.net = wrapped(self.model) if self.world.size > 1 else self.model
+        self.optimizer = _optimizer(self.recipe, self.model)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
-        size = recipe.batch_size
-        self.train_loader = FaceLoader(self.train_set, size, True, seed, workers, self.device)
-        self.val_loader = FaceLoader(self.val_set, size, False, seed, workers, self.device)
-        self.schedule = _schedule(recipe, self.optimizer, len(self.train_loader))
-        self.out = out
-        self.folder = _prepare_folder(out, recipe.name)
-        self.random_state = torch.get_rng_state()
-        # BatchNorm has no variance to learn from in a last batch of one.
-        self.skips_single = recipe.batch_size > 1 and has_batchnorm(model)
-        self.best: tuple[float, float] | None = None
-        self.epochs_without_better = 0
-        # Into so many parts each batch is cut, so that it fits into memory.
-        self.parts = 1
-        self._say(
-            f"{recipe.name}: on {self.device} in {in_bits(self.precision)}, batches of {size}, "
-            f"{self.train_loader.workers or 'no'} processes that read"
+
+    def _make_loaders(self, workers: int | None) -> None:
+        size, device, world = self.recipe.batch_size, self.device, self.world
+        self.train_loader = FaceLoader(
+            self.train_set, size, True, self.seed, workers, device, world
         )
+        self.val_loader = FaceLoader(self.val_set, size, False, self.seed, workers, device, world)
+
+    def _found(self, resume: bool, recipe: Recipe | str) -> tuple[Checkpoint, TrainingState] | None:
+        """Return what to go on with, None to begin. Raises InputError where that cannot be."""
+        if len(set(self.world.gathered(self.index))) > 1:
+            raise InputError(
+                "the processes of this training were given different indexes: give all the same."
+            )
+        found = None
+        if self.world.first:
+            found = self._found_by_first(resume, recipe)
+        return self.world.from_first(found)
+
+    def _found_by_first(
+        self, resume: bool, recipe: Recipe | str
+    ) -> tuple[Checkpoint, TrainingState] | None:
+        if not resume and not self.world.job:
+            return None
+        try:
+            found = self.folder.load()
+        except InputError:
+            if resume:
+                raise
+            return None  # of another job, or none at all
+        if found is None:
+            if resume:
+                self._say(f"{self.folder.last} does not exist yet: training begins")
+            return None
+        checkpoint, state = found
+        if not resume:
+            same = state.job == self.world.job and not _is_finished(checkpoint.recipe, state)
+            return found if same else None
+        self._check_resumable(checkpoint, state, recipe)
+        return found
+
+    def _check_resumable(
+        self, checkpoint: Checkpoint, state: TrainingState, recipe: Recipe | str
+    ) -> None:
+        """Raise InputError where going on would not be going on with the same run."""
+        last = self.folder.last
+        if state.index != self.index:
+            raise InputError(
+                f"{last} was trained on another index than this one: give its own, or start a new "
+                "run without --resume (resume=True)."
+            )
+        if state.seed != self.seed:
+            raise InputError(
+                f"{last} was trained with seed {state.seed}, not {self.seed}: give that one."
+            )
+        if isinstance(recipe, Recipe):
+            _check_same_recipe(checkpoint.recipe, recipe, last)
+
+    def _go_on(self, state: TrainingState) -> None:
+        """Be what the run was at the end of its last complete epoch."""
+        try:
+            self.optimizer.load_state_dict(dict(state.optimizer))
+            if self.schedule and state.schedule is not None:
+                self.schedule.load_state_dict(dict(state.schedule))
+            self.scaler.load_state_dict(dict(state.scaler))
+            self.random_state, self.device_random = state.random, state.device_random
+            for loader, excluded in zip(self._loaders, state.excluded, strict=True):
+                loader.sampler.excluded.update(excluded)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"{self.folder.last} does not fit its own recipe, it is damaged: start a new run "
+                "without --resume (resume=True)."
+            ) from error
+        self.parts, self.best, self.best_epoch = state.parts, state.best, state.best_epoch
+        self.waited, self.history = state.waited, list(state.history)
+        if self.world.first:
+            self.folder.go_on(self.best_epoch)
+        self._say(f"{self.folder.last}: {self.epochs} of {self.recipe.epochs} epochs are complete")
 
     def _say(self, line: str) -> None:
         if self.progress:
@@ -176,11 +289,36 @@ class _Run:
         """End the loaders' workers."""
         del self.train_loader, self.val_loader
 
+    @property
+    def _loaders(self) -> tuple[FaceLoader, FaceLoader]:
+        return self.train_loader, self.val_loader
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are complete."""
+        return len(self.history)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are, or the recipe's patience is at its end."""
+        return _ends(self.recipe, self.epochs, self.waited)
+
+    def _keep_random_state(self) -> None:
+        self.random_state = torch.get_rng_state()
+        self.device_random = (
+            torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        )
+
+    def _restore_random_state(self) -> None:
+        torch.set_rng_state(self.random_state)
+        if self.device_random is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.device_random, self.device)
+
     def epoch(self, epoch: int) -> EpochReport:
         """Train and validate once, save, and report."""
         started = time.perf_counter()
         # Whatever the caller drew since the last epoch.
-        torch.set_rng_state(self.random_state)
+        self._restore_random_state()
         train_loss, images_per_second = self._train_epoch(epoch)
         validation = _predict(self.model, self.val_loader, CLASSES, self.precision, self.progress)
         if not math.isfinite(train_loss + validation.loss):
@@ -188,11 +326,9 @@ class _Run:
                 f"training diverged in epoch {epoch} (the loss is not a number): "
                 "use a smaller learning_rate."
             )
-        self.random_state = torch.get_rng_state()
-        is_best = self._is_best(validation)
-        path = self.folder / f"epoch_{epoch}.pth"
-        self._save(path, epoch, train_loss, validation, is_best)
-        return EpochReport(
+        self._keep_random_state()
+        is_best = self._is_best(validation, epoch)
+        report = EpochReport(
             epoch=epoch,
             train_loss=train_loss,
             val_loss=validation.loss,
@@ -201,12 +337,16 @@ class _Run:
             seconds=time.perf_counter() - started,
             images_per_second=images_per_second,
             is_best=is_best,
-            checkpoint=path,
+            checkpoint=self.folder.checkpoint(epoch),
         )
+        self.history.append(_row(report))
+        if self.world.first:
+            self.folder.write(self._checkpoint(report), self._state(), is_best)
+        return report
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
-        """Return the mean loss per picture and the pictures per second."""
-        train_mode(self.model)
+        """Return the mean loss per picture and the pictures per second, of all processes."""
+        train_mode(self.net)
         sampler = self.train_loader.sampler
         sampler.epoch = epoch
         # On the device: to ask for a number there is to wait for it.
@@ -214,22 +354,35 @@ class _Run:
         count, started = 0, time.perf_counter()
         bar = tqdm(total=sampler.pictures, desc=f"epoch {epoch}", unit="img", leave=False,
                    disable=not self.progress)  # fmt: skip
+        failures: list[tuple[int, str]] = []
         with bar:
             for number, batch in enumerate(self.train_loader):
-                _exclude(batch, self.train_set, sampler)
-                single = len(batch.labels) == 1 and sampler.pictures > 1
-                if batch.images is not None and not (single and self.skips_single):
-                    total_loss += self._step(batch.images, batch.labels) * len(batch.labels)
-                    count += len(batch.labels)
+                failures += batch.failures
+                counts = self.world.counts(len(batch.labels), self.device)
+                self.share.set(counts, self.world.rank)
+                whole = self.share.total
+                single = whole == 1 and sampler.pictures > 1
+                if whole and not (single and self.skips_single):
+                    total_loss += self._step(self._images(batch), batch.labels)
+                    count += whole
                     if self.progress and number % 10 == 0:
-                        bar.set_postfix(loss=f"{total_loss.item() / count:.4f}", refresh=False)
-                bar.update(len(batch.labels) + len(batch.failures))
+                        loss = total_loss.item() * self.world.size / count
+                        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update(whole + len(batch.failures))
+        _exclude(failures, self.train_set, sampler)
         if count == 0:
             raise InputError("no picture of the train split could be read: make the index again.")
-        return total_loss.item() / count, count / (time.perf_counter() - started)
+        mean = self.world.total(total_loss).item() / count
+        return mean, count / (time.perf_counter() - started)
+
+    def _images(self, batch: Batch) -> Tensor:
+        """Return a batch's pictures; of a process whose part is empty, none in the same shape."""
+        size = self.recipe.preprocessing
+        empty = (0, 3, size.height, size.width)
+        return torch.empty(empty, device=self.device) if batch.images is None else batch.images
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Make one optimiser step; return the mean loss of the batch, on the device."""
+        """Make one optimiser step; return the sum of this process's losses, on the device."""
         labels = labels.to(self.device, non_blocking=True)
         while True:
             try:
@@ -246,20 +399,30 @@ class _Run:
         return loss
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Set the gradients of a batch's mean loss, a part of the batch at a time; return it."""
+        """Set the gradients of the whole batch's mean loss, a part of the batch at a time.
+
+        Return the sum of this process's losses.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        mean = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.device)
         least = 2 if self.skips_single else 1
         parts = max(1, min(self.parts, len(labels) // least))
         for some, their in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            outputs = _forward(self.model, some, self.precision)
-            loss = _loss(outputs, their, self.recipe) * (len(their) / len(labels))
-            self.scaler.scale(loss).backward()
-            mean += loss.detach()
-        return mean
+            outputs = _forward(self.net, some, self.precision)
+            loss = _loss(outputs, their, self.recipe) if len(their) else outputs.sum()
+            # Of gradients, the mean over processes is taken; of losses, that over all pictures.
+            weight = len(their) * self.world.size / self.share.total
+            self.scaler.scale(loss * weight).backward()
+            total += loss.detach() * len(their)
+        return total
 
     def _cut_smaller(self, batch: int) -> None:
         """Halve the parts of a batch. Raises InputError where a part has no pictures to spare."""
+        if self.world.size > 1:  # the others could not follow
+            raise InputError(
+                f"memory is too small for {batch} pictures a process: use a smaller batch_size, "
+                "or more processes."
+            )
         least = 2 if self.skips_single else 1
         if batch // (2 * self.parts) < least:
             raise InputError(
@@ -272,37 +435,104 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _is_best(self, validation: Evaluation) -> bool:
+    def _is_best(self, validation: Evaluation, epoch: int) -> bool:
         score = (validation.accuracy, -validation.loss)
         if self.recipe.best_by == "val_loss":
             score = (-validation.loss, validation.accuracy)
         is_best = self.best is None or score > self.best
-        self.best = score if is_best else self.best
-        self.epochs_without_better = 0 if is_best else self.epochs_without_better + 1
+        if is_best:
+            self.best, self.best_epoch = score, epoch
+        self.waited = 0 if is_best else self.waited + 1
         return is_best
 
-    def _save(
-        self, path: Path, epoch: int, train_loss: float, validation: Evaluation, is_best: bool
-    ) -> None:
-        recall = {f"val_recall_{name}": value for name, value in validation.recall.items()}
+    def _checkpoint(self, report: EpochReport) -> Checkpoint:
+        recall = {f"val_recall_{name}": value for name, value in report.recall.items()}
         metrics = {
-            "train_loss": train_loss,
-            "val_loss": validation.loss,
-            "val_accuracy": validation.accuracy,
+            "train_loss": report.train_loss,
+            "val_loss": report.val_loss,
+            "val_accuracy": report.val_accuracy,
             **recall,
         }
-        Checkpoint(
+        return Checkpoint(
             recipe=self.recipe,
             classes=CLASSES,
             preprocessing=self.recipe.preprocessing,
             weights=self.model.state_dict(),
-            epoch=epoch,
+            epoch=report.epoch,
             metrics=metrics,
             seen=self.seen,
-        ).save(path)
-        if is_best:
-            copy_atomically(path, self.folder / "best.pth")
-            copy_atomically(path, self.out / "best.pth")
+        )
+
+    def _state(self) -> TrainingState:
+        assert self.best is not None
+        train, val = (sorted(loader.sampler.excluded) for loader in self._loaders)
+        return TrainingState(
+            index=self.index,
+            seed=self.seed,
+            job=self.world.job,
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict() if self.schedule else None,
+            scaler=self.scaler.state_dict(),
+            random=self.random_state,
+            device_random=self.device_random,
+            excluded=(train, val),
+            parts=self.parts,
+            best=self.best,
+            best_epoch=self.best_epoch,
+            waited=self.waited,
+            history=self.history,
+        )
+
+
+def _row(report: EpochReport) -> dict[str, Any]:
+    """Return an epoch's line of history.csv."""
+    return {
+        "epoch": report.epoch,
+        "train_loss": report.train_loss,
+        "val_loss": report.val_loss,
+        "val_accuracy": report.val_accuracy,
+        **{f"recall_{name}": value for name, value in report.recall.items()},
+        "seconds": round(report.seconds, 3),
+        "images_per_second": round(report.images_per_second, 1),
+        "is_best": report.is_best,
+    }
+
+
+def _ends(recipe: Recipe, epochs: int, waited: int) -> bool:
+    return epochs >= recipe.epochs or waited >= (recipe.patience or math.inf)
+
+
+def _is_finished(recipe: Recipe, state: TrainingState) -> bool:
+    return _ends(recipe, state.epochs, state.waited)
+
+
+def _in_processes(world: World) -> str:
+    return f" in {world.size} processes" if world.size > 1 else ""
+
+
+def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
+    """Raise InputError where a run would go on by another recipe than it began with."""
+    then, new = earlier.to_dict(), now.to_dict()
+    differing = [name for name in then if then[name] != new[name]]
+    if differing == ["epochs"] and earlier.schedule == "constant":
+        return
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{last} was trained with {name} {then[name]!r}, not {new[name]!r}: give that, or "
+            "start a new run without --resume (resume=True)."
+        )
+
+
+def _hash_of_rows(table: pd.DataFrame) -> str:
+    """Return a hash of the pictures and labels to train and to choose on, in their order."""
+    used = table[table["split"].isin(["train", "val"])] if "split" in table else table
+    digest = hashlib.sha256()
+    for column in ("path", "label", "split"):
+        if column in used:
+            text = "\n".join(map(str, used[column]))
+            digest.update(text.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def evaluate(
@@ -356,12 +586,19 @@ def _position(classes: tuple[str, ...], name: str) -> int:
     return classes.index(name)
 
 
-def _start(recipe: Recipe) -> tuple[nn.Module, Tensor]:
-    """Return the net to train and the hashes of what its first weights have seen."""
-    model = build_model(recipe.arch, len(CLASSES), imagenet=recipe.init == "imagenet")
+def _start(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module, Tensor]:
+    """Return the net to train and the hashes of what its weights have seen.
+
+    ``last``: the epoch to go on from.
+    """
+    imagenet = recipe.init == "imagenet" and last is None
+    model = build_model(recipe.arch, len(CLASSES), imagenet=imagenet)
     _try_size(model, recipe)
     seen = torch.empty(0, dtype=torch.int64)
-    if recipe.init not in ("imagenet", "none"):
+    if last is not None:
+        load_weights(model, last.weights, recipe.name)
+        seen = last.seen
+    elif recipe.init not in ("imagenet", "none"):
         seen = _load_init(model, recipe)
     if recipe.feature_extract:
         freeze_all_but_head(model)
@@ -464,24 +701,24 @@ def _predict(
     precision: torch.dtype | None,
     progress: bool,
 ) -> Evaluation:
-    """Answer every picture of the loader; the loss is that of the probabilities."""
+    """Answer every picture of the loader, each once by one of its processes.
+
+    The loss is that of the probabilities.
+    """
     model.eval()
     dataset, sampler = loader.dataset, loader.sampler
-    positions, probabilities, skipped = [], [], []
+    positions, probabilities, failures = [], [], []
     with tqdm(total=sampler.pictures, desc="evaluate", unit="img", leave=False,
               disable=not progress) as bar:  # fmt: skip
         for batch in loader:
-            _exclude(batch, dataset, sampler)
-            skipped += [(str(dataset.paths[i]), reason) for i, reason in batch.failures]
+            failures += batch.failures
             if batch.images is not None:
                 outputs = _in_halves(model, batch.images, precision)
                 probabilities.append(probabilities_of(outputs).cpu())
                 positions.append(batch.positions)
-            bar.update(len(batch.labels) + len(batch.failures))
-    if not positions:
-        raise InputError("no picture of the split could be read: make the index again.")
-    chosen = torch.cat(positions).numpy()
-    answers = torch.cat(probabilities)
+            bar.update((len(batch.labels) + len(batch.failures)) * sampler.world.size)
+    failures = _exclude(failures, dataset, sampler)
+    chosen, answers = _in_order(sampler.world, positions, probabilities)
     labels = dataset.labels[chosen]
     log_right = answers.clamp_min(1e-12).log()[torch.arange(len(labels)), torch.from_numpy(labels)]
     return Evaluation(
@@ -490,49 +727,34 @@ def _predict(
         labels=labels,
         probabilities=answers.numpy(),
         loss=abs(float(log_right.mean())),  # minus would make -0.0 of 0
-        skipped=tuple(skipped),
+        skipped=tuple((str(dataset.paths[i]), reason) for i, reason in failures),
     )
 
 
-def _exclude(batch: Batch, dataset: FaceDataset, sampler: EpochSampler) -> None:
-    """Warn of each file that could not be read, and leave it out from the next epoch on."""
-    for position, reason in batch.failures:
+def _in_order(
+    world: World, positions: list[Tensor], probabilities: list[Tensor]
+) -> tuple[npt.NDArray[np.int64], Tensor]:
+    """Return (n,) positions, ascending, and (n, classes) probabilities from all processes."""
+    own = (torch.cat(positions), torch.cat(probabilities)) if positions else None
+    every = [part for part in world.gathered(own) if part is not None]
+    if not every:
+        raise InputError("no picture of the split could be read: make the index again.")
+    chosen = torch.cat([part[0] for part in every])
+    order = chosen.argsort()
+    return chosen[order].numpy(), torch.cat([part[1] for part in every])[order]
+
+
+def _exclude(
+    failures: list[tuple[int, str]], dataset: FaceDataset, sampler: EpochSampler
+) -> list[tuple[int, str]]:
+    """Leave files that no process could read out from here on; return them, and warn of each."""
+    every = sorted(each for part in sampler.world.gathered(failures) for each in part)
+    for position, reason in every:
         sampler.excluded.add(position)
-        warnings.warn(
-            f"{dataset.paths[position]} is left out: {reason}",
-            UnreadablePictureWarning,
-            stacklevel=2,
-        )
-
-
-def _prepare_folder(out: Path, name: str) -> Path:
-    """Make the run's folder and move the files of earlier runs aside, so that none is lost."""
-    folder = out / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        earlier = sorted(folder.glob("epoch_*.pth")) + sorted(folder.glob("best.pth"))
-        if earlier:
-            aside = folder / f"earlier_{_next_number(folder, 'earlier_')}"
-            aside.mkdir()
-            for file in earlier:
-                file.rename(aside / file.name)
-        _keep_foreign_best(out)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}): name another folder for the weights."
-        ) from error
-    return folder
-
-
-def _keep_foreign_best(out: Path) -> None:
-    """Keep a copy of an ``out/best.pth`` that stands nowhere else, before a run replaces it."""
-    best = out / "best.pth"
-    copies = list(out.glob("*/**/best.pth")) + list(out.glob("best_earlier_*.pth"))
-    if best.exists() and not any(filecmp.cmp(best, copy, shallow=False) for copy in copies):
-        copy_atomically(best, out / f"best_earlier_{_next_number(out, 'best_earlier_')}.pth")
-
-
-def _next_number(folder: Path, prefix: str) -> int:
-    pattern = re.compile(rf"{prefix}(\d+)")
-    taken = [int(match[1]) for path in folder.iterdir() if (match := pattern.match(path.name))]
-    return max(taken, default=0) + 1
+        if sampler.world.first:
+            warnings.warn(
+                f"{dataset.paths[position]} is left out: {reason}",
+                UnreadablePictureWarning,
+                stacklevel=2,
+            )
+    return every

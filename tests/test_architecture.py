@@ -16,11 +16,12 @@ PACKAGE = ROOT / "face_gender"
 LAYERS = (
     {"augmentation", "files", "interruption", "sound"},
     {"images", "index", "preprocessing", "models", "devices", "metrics"},
+    {"distributed"},
     {"recipes", "dataset"},
     {"checkpoint"},
-    {"engines"},
+    {"engines", "run_folder"},
     {"training", "inference"},
-    {"export"},
+    {"export", "train"},
 )
 WITHIN_A_LAYER = {("index", "images")}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

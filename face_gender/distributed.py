@@ -1,0 +1,242 @@
+"""Several processes that train one net, as torchrun starts them: who they are, what they share.
+
+Each takes its part of every batch. What a layer takes from the batch as a whole, BatchNorm's mean
+and variance and Dropout's random numbers, it takes from all parts, so that any number of
+processes calculates what one would.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from face_gender.devices import pick_device
+from face_gender.files import InputError, cpu_count
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together; by default it is alone.
+
+    ``rank``: 0 to ``size`` - 1; rank 0 alone writes files and shows progress. ``local_rank`` and
+    ``local_size``: the same on this machine. ``job``: what the processes of one launch, its
+    restarts too, have in common, "" for a process that torchrun did not start.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    job: str = ""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and shows."""
+        return self.rank == 0
+
+    @property
+    def processors(self) -> int:
+        """How many of the machine's processors are this process's share."""
+        return max(1, cpu_count() // self.local_size)
+
+    def gathered(self, value: _Value) -> list[_Value]:
+        """Return the value that each process gives, in order of rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: _Value) -> _Value:
+        """Return what rank 0 gives."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def counts(self, count: int, device: torch.device) -> list[int]:
+        """Return a small number that each process gives, faster than `gathered`."""
+        if self.size == 1:
+            return [count]
+        every = torch.zeros(self.size, dtype=torch.int64, device=device)
+        every[self.rank] = count
+        return [int(each) for each in self.total(every).tolist()]
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+
+def join(device: str = "auto") -> tuple[World, torch.device]:
+    """Join the processes that torchrun started, if it did; return this one and its device.
+
+    On CUDA each process of a machine takes the GPU of its local rank. Raises InputError where
+    there are more processes than GPUs, or for a device that is not there.
+    """
+    if not dist.is_torchelastic_launched():
+        return World(), pick_device(device)
+    number = {name: int(os.environ[name.upper()])
+              for name in ("rank", "world_size", "local_rank", "local_world_size")}  # fmt: skip
+    size, local_size = number["world_size"], number["local_world_size"]
+    world = World(number["rank"], size, number["local_rank"], local_size, _job())
+    chosen = pick_device(device)
+    if size == 1:
+        return world, chosen
+    if chosen.type == "cuda":
+        if chosen.index is not None or local_size > torch.cuda.device_count():
+            raise InputError(
+                f"{local_size} processes share {torch.cuda.device_count()} GPUs here: start one "
+                "process for each GPU, with --device cuda or auto."
+            )
+        chosen = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(chosen)
+    elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own, where nobody has chosen
+        torch.set_num_threads(world.processors)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        # Not sooner: processes that leave and join again meet those that have not left yet.
+        atexit.register(dist.destroy_process_group)
+    return world, chosen
+
+
+def _job() -> str:
+    """Name what torchrun started: by its --rdzv-id or, where it has none, by its process."""
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    return name if name != "none" else f"{platform.node()}:{os.getppid()}"
+
+
+class Share:
+    """Which rows of a batch are this process's: ``start`` to ``start + count`` of ``total``."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.total = 0
+
+    def set(self, counts: list[int], rank: int) -> None:
+        """Take the rows behind those of the ranks before."""
+        self.start, self.total = sum(counts[:rank]), sum(counts)
+
+
+def as_one_batch(model: nn.Module, share: Share, device: torch.device) -> nn.Module:
+    """Let the layers of a model treat the parts of a batch as the one batch that they are.
+
+    The names in its state_dict stay as they are. Frozen layers, being in eval mode, take nothing
+    from a batch. Other layers that draw random numbers (stochastic depth) draw other ones than
+    a single process would.
+    """
+    if device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _WholeBatchNorm
+        elif type(module) is nn.Dropout:
+            module.__class__ = _WholeDropout
+            module.share = share  # type: ignore[assignment]
+    return model
+
+
+@contextmanager
+def in_one_sentence(world: World) -> Iterator[None]:
+    """Turn what a process is told when another of them ends into an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("gloo", "NCCL", "Connection", "peer")
+        if world.size == 1 or not any(word in str(error) for word in words):
+            raise
+        raise InputError(
+            "this process ended because another one of the same training did: start them again "
+            "with --resume."
+        ) from error
+
+
+def wrapped(model: nn.Module) -> nn.parallel.DistributedDataParallel:
+    """Return the model with gradients averaged over all processes; rank 0's weights go to all."""
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is that of the gradients which come back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _WholeBatchNorm(nn.BatchNorm2d):
+    """BatchNorm with mean and variance of the batch over all processes (Ioffe and Szegedy 2015).
+
+    torch's SyncBatchNorm runs on GPUs alone.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        values = images.to(torch.promote_types(images.dtype, torch.float32))
+        # Sums of differences from nearly the mean lose no digits when they are subtracted.
+        shift = self.running_mean.clone()
+        differences = values - _per_channel(shift)
+        count = values.new_full((1,), values.numel() // values.shape[1])
+        sums = _Sum.apply(
+            torch.cat([differences.sum((0, 2, 3)), differences.square().sum((0, 2, 3)), count])
+        )
+        first, second = sums[:-1].chunk(2)
+        count = sums[-1]
+        mean = first / count
+        variance = (second / count - mean.square()).clamp_min(0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+            unbiased = variance * (count / (count - 1).clamp_min(1))
+            self.running_mean.lerp_(shift + mean, share)
+            self.running_var.lerp_(unbiased, share)
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        normal = (differences - _per_channel(mean)) * _per_channel(scale)
+        if self.affine:
+            normal = normal + _per_channel(self.bias)
+        return normal.to(images.dtype)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]
+
+
+class _WholeDropout(nn.Dropout):
+    """Dropout with this process's rows of what is drawn for the whole batch."""
+
+    share: Share
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return values
+        shape = (self.share.total, *values.shape[1:])
+        kept = torch.empty(shape, dtype=values.dtype, device=values.device).bernoulli_(1 - self.p)
+        own = kept[self.share.start : self.share.start + len(values)]
+        return values * own.div_(1 - self.p) if self.p < 1 else values * 0

@@ -1,0 +1,171 @@
+"""Train from the shell: python -m face_gender.train INDEX --recipe NAME"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from face_gender import RECIPE_NAMES
+from face_gender.files import InputError, in_words, tell
+from face_gender.interruption import exit_code, raise_on_sigterm
+
+if TYPE_CHECKING:
+    from face_gender.recipes import Recipe
+    from face_gender.training import EpochReport
+
+_NAME = "face_gender.train"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; a mistake ends the program with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {_NAME}",
+        description="Train a recipe on the pictures of an index, as the notebook does. "
+        "torchrun starts it in several processes.",
+        epilog="exit codes: 0 trained, 1 could not run, 2 usage, 130 or 143 interrupted",
+    )
+    add = parser.add_argument
+    add("index", type=Path, metavar="INDEX", help="the CSV that data_split.py wrote")
+    add("--recipe", required=True, choices=RECIPE_NAMES, help="the way to train")
+    add("--data", type=Path, metavar="DATA", help="where the pictures lie (default: beside INDEX)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("model_weights"),
+        metavar="DIR",
+        help="for DIR/<recipe>/epoch_0.pth and so on, and DIR/best.pth (default: model_weights)",
+    )
+    add(
+        "--init",
+        metavar="PTH",
+        help="start a new run from these weights: a .pth, imagenet, or none (default: the "
+        "recipe's)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on behind the last complete epoch in --output; where there is none, begin",
+    )
+    add("--epochs", type=_positive, metavar="N", help="default: the recipe's")
+    add("--batch-size", type=_positive, metavar="N", help="of all processes together")
+    add("--size", type=_size, metavar="HxW", help="of the net's input, such as 96x96")
+    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--workers", type=_count, metavar="N", help="processes that read (default: chosen)")
+    add("--float32", action="store_true", help="never calculate in 16 bits")
+    add("--quiet", action="store_true", help="say nothing but errors and files left out")
+    options = parser.parse_args(arguments)
+    if options.resume and options.init:
+        parser.error(
+            "--init starts a new run from weights and --resume goes on with an old one: "
+            "give one of them"
+        )
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    raise_on_sigterm()
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        options = parse(arguments)
+        return run(options)
+    except (InputError, OSError) as error:
+        which = f" (process {rank})" if rank else ""
+        tell(f"{_NAME}{which}: {in_words(error)}")
+        return 1
+    except KeyboardInterrupt as error:
+        if rank == 0:
+            tell(f"{_NAME}: interrupted; what is complete is kept, and --resume goes on from it.")
+        return exit_code(error)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train and show a line for each epoch."""
+    # Imported late: --help and mistakes answer without torch.
+    from face_gender.index import find_data, read_index
+    from face_gender.training import train
+
+    table = read_index(options.index)
+    data = options.data or find_data(options.index, table).path
+    for report in train(
+        choose_recipe(options),
+        table,
+        data,
+        options.output,
+        seed=options.seed,
+        device=options.device,
+        workers=options.workers,
+        mixed=not options.float32,
+        resume=options.resume,
+        progress=not options.quiet,
+    ):
+        if not options.quiet and os.environ.get("RANK", "0") == "0":
+            print(in_a_line(report), flush=True)
+    return 0
+
+
+def choose_recipe(options: argparse.Namespace) -> Recipe:
+    """Return the recipe with what the options change, on --resume that of the earlier run.
+
+    Raises InputError for a change that contradicts the rest of the recipe.
+    """
+    from face_gender.recipes import get_recipe
+    from face_gender.run_folder import RunFolder
+
+    given = {"epochs": options.epochs, "batch_size": options.batch_size, "init": options.init}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    found = RunFolder(options.output, options.recipe).load() if options.resume else None
+    recipe = found[0].recipe if found else get_recipe(options.recipe)
+    if options.size:
+        height, width = options.size
+        changes["preprocessing"] = replace(recipe.preprocessing, height=height, width=width)
+    try:
+        return replace(recipe, **changes)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def in_a_line(report: EpochReport) -> str:
+    """Return an epoch's figures as text."""
+    recall = ", ".join(f"{name} {value:.4f}" for name, value in report.recall.items())
+    return (
+        f"epoch {report.epoch}: train loss {report.train_loss:.4f}, val loss "
+        f"{report.val_loss:.4f}, val accuracy {report.val_accuracy:.4f} (recall {recall}), "
+        f"{report.seconds:.1f} s{', best so far' if report.is_best else ''}"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text}")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be height x width such as 96x96, not {text}")
+    return int(found[1]), int(found[2])
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:1 or mps, not {text}")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
