@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import pickle
 import platform
@@ -74,15 +75,20 @@ class Checkpoint:
             else tensor.detach().cpu()
             for name, tensor in self.weights.items()
         }
-        content = {
+        described = {
             "format": FORMAT,
-            "recipe": _plain(self.recipe.to_dict()),
-            "classes": _plain(list(self.classes)),
-            "preprocessing": _plain(self.preprocessing.to_dict()),
-            "epoch": _plain(self.epoch),
-            "metrics": _plain(self.metrics),
+            "recipe": self.recipe.to_dict(),
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_dict(),
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "versions": self.versions,
+        }
+        content = {
+            # Through JSON: pickle writes whether two strings are one object, and a file is to
+            # depend on what it holds alone.
+            **json.loads(json.dumps(_plain(described))),
             "seen": self.seen,
-            "versions": _plain(self.versions),
             "weights": weights,
             **({"training": training} if training else {}),
         }
