@@ -30,7 +30,8 @@ class TrainingState:
     ``random`` and ``device_random``: the generators' states, uint8 (None on a CPU);
     ``excluded``: positions of pictures that could not be read, in train and in val; ``parts``:
     into how many each batch is cut; ``best`` and ``best_epoch``: the best epoch's score and
-    number; ``waited``: epochs since; ``history``: a row of figures for each epoch.
+    number, None before the first; ``waited``: epochs since; ``history``: a row of figures for
+    each epoch.
     """
 
     index: str
@@ -43,7 +44,7 @@ class TrainingState:
     device_random: Tensor | None
     excluded: tuple[list[int], list[int]]
     parts: int
-    best: tuple[float, float]
+    best: tuple[float, float] | None
     best_epoch: int
     waited: int
     history: list[dict[str, Any]]
@@ -61,7 +62,7 @@ class TrainingState:
     def from_dict(cls, values: object, path: Path) -> TrainingState:
         """Rebuild what `to_dict` made. Raises InputError, naming the file, for all else."""
         names = {each.name for each in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != names or not values["history"]:
+        if not isinstance(values, dict) or values.keys() != names:
             raise InputError(
                 f"{path} holds no training that could go on: start a new one, with it as --init "
                 "where its weights are wanted."
@@ -73,7 +74,7 @@ class RunFolder:
     """``out/<name>/``, and ``out/best.pth`` beside it.
 
     A run killed at any moment leaves whole files, and a last.pth that is never newer than the
-    others: what came after it is made again.
+    others: what came after it is made again. It is there from the beginning, with no epoch yet.
     """
 
     def __init__(self, out: Path, name: str) -> None:
@@ -93,22 +94,20 @@ class RunFolder:
         checkpoint = parse_content(content, self.last)
         return checkpoint, TrainingState.from_dict(content.get("training"), self.last)
 
-    def begin(self) -> None:
-        """Make the folder and move the files of earlier runs aside, so that none is lost."""
+    def begin(self, checkpoint: Checkpoint, state: TrainingState) -> None:
+        """Make the folder, move the files of earlier runs aside, and write the first last.pth."""
         with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
-            earlier = sorted(self.path.glob("epoch_*.pth")) + [
-                path
-                for name in ("best.pth", "last.pth", "history.csv")
-                if (path := self.path / name).exists()
-            ]
+            earlier = [*sorted(self.path.glob("epoch_*.pth")), *self.path.glob("best.pth")]
             if earlier:
+                earlier += [*self.path.glob("history.csv"), *self.path.glob("last.pth")]
                 aside = self.path / f"earlier_{_next_number(self.path, 'earlier_')}"
                 aside.mkdir()
                 # last.pth first: without it, nothing takes the rest for a run to go on with.
                 for file in reversed(earlier):
                     file.rename(aside / file.name)
             self._keep_foreign_best()
+        checkpoint.save(self.last, training=state.to_dict())
 
     def go_on(self, best_epoch: int) -> None:
         """Let best.pth be what it was at the end of the last complete epoch."""

@@ -184,7 +184,7 @@ class _Run:
         if found:
             self._go_on(found[1])
         elif self.world.first:
-            self.folder.begin()
+            self.folder.begin(self._checkpoint(None, {}), self._state())
         self._say(
             f"{self.recipe.name}: on {self.device} in {in_bits(self.precision)}, batches of "
             f"{self.recipe.batch_size}{_in_processes(self.world)}, "
@@ -277,7 +277,7 @@ class _Run:
             ) from error
         self.parts, self.best, self.best_epoch = state.parts, state.best, state.best_epoch
         self.waited, self.history = state.waited, list(state.history)
-        if self.world.first:
+        if self.world.first and self.epochs:
             self.folder.go_on(self.best_epoch)
         self._say(f"{self.folder.last}: {self.epochs} of {self.recipe.epochs} epochs are complete")
 
@@ -341,7 +341,8 @@ class _Run:
         )
         self.history.append(_row(report))
         if self.world.first:
-            self.folder.write(self._checkpoint(report), self._state(), is_best)
+            checkpoint = self._checkpoint(epoch, _metrics(report))
+            self.folder.write(checkpoint, self._state(), is_best)
         return report
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
@@ -445,26 +446,18 @@ class _Run:
         self.waited = 0 if is_best else self.waited + 1
         return is_best
 
-    def _checkpoint(self, report: EpochReport) -> Checkpoint:
-        recall = {f"val_recall_{name}": value for name, value in report.recall.items()}
-        metrics = {
-            "train_loss": report.train_loss,
-            "val_loss": report.val_loss,
-            "val_accuracy": report.val_accuracy,
-            **recall,
-        }
+    def _checkpoint(self, epoch: int | None, metrics: dict[str, float]) -> Checkpoint:
         return Checkpoint(
             recipe=self.recipe,
             classes=CLASSES,
             preprocessing=self.recipe.preprocessing,
             weights=self.model.state_dict(),
-            epoch=report.epoch,
+            epoch=epoch,
             metrics=metrics,
             seen=self.seen,
         )
 
     def _state(self) -> TrainingState:
-        assert self.best is not None
         train, val = (sorted(loader.sampler.excluded) for loader in self._loaders)
         return TrainingState(
             index=self.index,
@@ -482,6 +475,16 @@ class _Run:
             waited=self.waited,
             history=self.history,
         )
+
+
+def _metrics(report: EpochReport) -> dict[str, float]:
+    """Return an epoch's figures as its checkpoint carries them."""
+    return {
+        "train_loss": report.train_loss,
+        "val_loss": report.val_loss,
+        "val_accuracy": report.val_accuracy,
+        **{f"val_recall_{name}": value for name, value in report.recall.items()},
+    }
 
 
 def _row(report: EpochReport) -> dict[str, Any]:

@@ -463,6 +463,8 @@ def test_every_epoch_is_saved_and_the_best_twice(
     assert files == {
         "best.pth",
         "compact_cnn/best.pth",
+        "compact_cnn/history.csv",
+        "compact_cnn/last.pth",
         *(f"compact_cnn/epoch_{i}.pth" for i in range(3)),
     }
     best = max(reports, key=lambda report: (report.val_accuracy, -report.val_loss))

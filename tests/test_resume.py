@@ -1,0 +1,479 @@
+"""A training that was interrupted anywhere and resumed is the training that was not."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, make_faces
+from sentences import sentence
+
+from face_gender import run_folder, train
+from face_gender.checkpoint import load_checkpoint
+from face_gender.files import InputError, write_atomically
+from face_gender.index import IndexReport, create_csv
+from face_gender.recipes import Recipe, get_recipe
+from face_gender.run_folder import RunFolder
+from face_gender.training import EpochReport, UnreadablePictureWarning
+from face_gender.training import train as training
+
+QUICK = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)
+RECIPES = {
+    "plain": QUICK,
+    "dropout": get_recipe("dropout_cnn", epochs=3, batch_size=8),
+    # BatchNorm, a schedule, and random changes of the pictures.
+    "one_cycle": get_recipe("resnet18_tuned", epochs=3, batch_size=8, size=(32, 32)),
+    "patience": replace(QUICK, epochs=9, patience=1, best_by="val_loss", learning_rate=0.02),
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> IndexReport:
+    return create_csv(make_faces(tmp_path / "data", 12, 12), progress=False)
+
+
+def run(recipe: Recipe | str, index: IndexReport, out: Path, **options: Any) -> list[EpochReport]:
+    data = index.path.parent
+    return list(training(recipe, index, data, out, **{"progress": False, **options}))
+
+
+def stop_after(epochs: int, recipe: Recipe, index: IndexReport, out: Path) -> None:
+    reports = training(recipe, index, index.path.parent, out, progress=False)
+    assert len(list(islice(reports, epochs))) == epochs
+    reports.close()  # type: ignore[attr-defined]
+
+
+def files(out: Path) -> dict[str, bytes | str]:
+    """Return all that a run leaves; of history.csv, the columns that are no times."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and path.name != "last.pth":
+            found[path.relative_to(out).as_posix()] = path.read_bytes()
+    for name in [name for name in found if name.endswith("history.csv")]:
+        rows = csv.DictReader((out / name).read_text(encoding="utf-8").splitlines())
+        times = ("seconds", "images_per_second")
+        found[name] = str([{k: v for k, v in row.items() if k not in times} for row in rows])
+    return found
+
+
+# Stopped by its caller
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_resumed_training_is_the_undisturbed_one_bit_for_bit(
+    name: str, index: IndexReport, tmp_path: Path
+) -> None:
+    recipe = RECIPES[name]
+    reports = run(recipe, index, tmp_path / "whole")
+    for epochs in range(1, len(reports)):
+        out = tmp_path / f"after_{epochs}"
+        stop_after(epochs, recipe, index, out)
+        torch.manual_seed(77)
+        later = run(recipe, index, out, resume=True)
+        assert [each.epoch for each in later] == list(range(epochs, len(reports)))
+        assert files(out) == files(tmp_path / "whole")
+
+
+def test_resuming_a_complete_run_does_nothing(index: IndexReport, tmp_path: Path) -> None:
+    run(QUICK, index, tmp_path / "w")
+    before = files(tmp_path / "w")
+    assert run(QUICK, index, tmp_path / "w", resume=True) == []
+    assert files(tmp_path / "w") == before
+
+
+def test_resuming_what_was_never_begun_begins(
+    index: IndexReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = run(QUICK, index, tmp_path / "w", resume=True, progress=True)
+    assert [each.epoch for each in reports] == [0, 1, 2]
+    assert "last.pth does not exist yet: training begins" in capsys.readouterr().err
+
+
+def test_a_name_stands_for_the_recipe_of_the_earlier_run(
+    index: IndexReport, tmp_path: Path
+) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    (_, last) = run("compact_cnn", index, tmp_path / "w", resume=True)
+    assert load_checkpoint(last.checkpoint).recipe == QUICK
+
+
+def test_more_epochs_may_be_asked_for_where_the_rate_is_constant(
+    index: IndexReport, tmp_path: Path
+) -> None:
+    run(replace(QUICK, epochs=2), index, tmp_path / "a")
+    run(QUICK, index, tmp_path / "a", resume=True)
+    run(QUICK, index, tmp_path / "b")
+    weights = [load_checkpoint(tmp_path / n / "best.pth").weights for n in "ab"]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_without_resume_a_new_run_begins_and_the_old_one_is_kept(
+    index: IndexReport, tmp_path: Path
+) -> None:
+    stop_after(2, QUICK, index, tmp_path / "w")
+    before = files(tmp_path / "w" / "compact_cnn")
+    reports = run(QUICK, index, tmp_path / "w")
+    assert [each.epoch for each in reports] == [0, 1, 2]
+    kept = tmp_path / "w" / "compact_cnn" / "earlier_1"
+    assert files(kept) == before
+    assert (kept / "last.pth").exists()
+
+
+def test_pictures_left_out_before_stay_left_out(index: IndexReport, tmp_path: Path) -> None:
+    rows = index.table[index.table["split"] == "train"]["path"].tolist()
+    (index.path.parent / rows[0]).write_bytes(b"")
+    with pytest.warns(UnreadablePictureWarning):
+        run(QUICK, index, tmp_path / "whole")
+    with pytest.warns(UnreadablePictureWarning):
+        stop_after(1, QUICK, index, tmp_path / "w")
+    run(QUICK, index, tmp_path / "w", resume=True)  # a second warning would be an error
+    assert files(tmp_path / "w") == files(tmp_path / "whole")
+
+
+def test_init_is_not_needed_any_more(index: IndexReport, tmp_path: Path) -> None:
+    (first,) = run(replace(QUICK, epochs=1), index, tmp_path / "first")
+    start = shutil.copy(first.checkpoint, tmp_path / "start.pth")
+    recipe = replace(QUICK, init=str(start))
+    stop_after(1, recipe, index, tmp_path / "w")
+    Path(start).unlink()
+    assert len(run(recipe, index, tmp_path / "w", resume=True)) == 2
+
+
+def test_last_pth_is_a_checkpoint_too(index: IndexReport, tmp_path: Path) -> None:
+    reports = run(QUICK, index, tmp_path / "w")
+    last = load_checkpoint(tmp_path / "w" / "compact_cnn" / "last.pth")
+    assert last.epoch == 2
+    newest = load_checkpoint(reports[-1].checkpoint)
+    assert all(torch.equal(last.weights[k], newest.weights[k]) for k in last.weights)
+    assert reports[-1].checkpoint.stat().st_size < 0.5 * last_size(tmp_path / "w")
+
+
+def last_size(out: Path) -> int:
+    return (out / "compact_cnn" / "last.pth").stat().st_size
+
+
+def test_history_has_a_row_for_each_epoch(index: IndexReport, tmp_path: Path) -> None:
+    reports = run(QUICK, index, tmp_path / "w")
+    text = (tmp_path / "w" / "compact_cnn" / "history.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    for row, report in zip(rows, reports, strict=True):
+        assert float(row["train_loss"]) == report.train_loss
+        assert float(row["val_accuracy"]) == report.val_accuracy
+        assert float(row["recall_female"]) == report.recall["female"]
+        assert row["is_best"] == str(report.is_best)
+
+
+# What cannot go on
+
+
+def refused(index: IndexReport, out: Path, recipe: Recipe | str = QUICK, **options: Any) -> str:
+    before = files(out)
+    with pytest.raises(InputError) as caught:
+        run(recipe, index, out, resume=True, **options)
+    assert files(out) == before
+    return sentence(caught)
+
+
+def test_other_settings_are_refused_by_name(index: IndexReport, tmp_path: Path) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    for changes in ({"learning_rate": 0.5}, {"batch_size": 7}, {"best_by": "val_loss"}):
+        (name,) = changes
+        assert name in refused(index, tmp_path / "w", replace(QUICK, **changes))
+    assert "seed 0, not 4" in refused(index, tmp_path / "w", seed=4)
+
+
+def test_other_epochs_are_refused_where_the_schedule_hangs_on_them(
+    index: IndexReport, tmp_path: Path
+) -> None:
+    recipe = RECIPES["one_cycle"]
+    stop_after(1, recipe, index, tmp_path / "w")
+    assert "epochs 3, not 4" in refused(index, tmp_path / "w", replace(recipe, epochs=4))
+
+
+def test_another_index_is_refused(index: IndexReport, tmp_path: Path) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    other = create_csv(index.path.parent, tmp_path / "other.csv", seed=5, progress=False)
+    before = files(tmp_path / "w")
+    with pytest.raises(InputError) as caught:
+        list(training(QUICK, other.table, index.path.parent, tmp_path / "w", resume=True,
+                      progress=False))  # fmt: skip
+    assert "another index" in sentence(caught)
+    assert files(tmp_path / "w") == before
+
+
+def test_a_damaged_last_pth_is_one_sentence(index: IndexReport, tmp_path: Path) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    last = tmp_path / "w" / "compact_cnn" / "last.pth"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    assert "last.pth" in refused(index, tmp_path / "w")
+    shutil.copy(last.with_name("epoch_0.pth"), last)
+    assert "no training that could go on" in refused(index, tmp_path / "w")
+    content = torch.load(tmp_path / "w" / "best.pth", weights_only=True)
+    last.write_bytes(whole)
+    state = torch.load(last, weights_only=True)
+    state["training"]["optimizer"] = {"state": {}, "param_groups": []}
+    torch.save({**content, "training": state["training"]}, last)
+    assert "damaged" in refused(index, tmp_path / "w")
+
+
+def test_a_folder_without_permission_is_refused_before_any_work(
+    index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "w" / "compact_cnn").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError) as caught:
+        next(iter(training(QUICK, index, index.path.parent, tmp_path / "w", progress=False)))
+    assert "cannot be written (Permission denied)" in sentence(caught)
+
+
+# Interrupted while it writes
+
+
+class Crash(BaseException):
+    """The end of a process, as far as its files are concerned."""
+
+
+def crashing(monkeypatch: pytest.MonkeyPatch, at: int, before: bool) -> None:
+    """End the run at one of its writes, just before or just after the file has its name."""
+    count = 0
+
+    def write(path: Path, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == at and before:
+            raise Crash
+        write_atomically(path, *arguments)
+        if count == at:
+            raise Crash
+
+    monkeypatch.setattr("face_gender.files.write_atomically", write)
+    monkeypatch.setattr("face_gender.checkpoint.write_atomically", write)
+    monkeypatch.setattr(run_folder, "write_atomically", write)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_crash_at_any_write_loses_nothing(
+    before: bool, index: IndexReport, tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, epochs=2)
+    run(recipe, index, tmp_path / "whole")
+    at, crashes = 0, 0
+    while crashes == at:
+        at += 1
+        out = tmp_path / f"{at}"
+        with pytest.MonkeyPatch.context() as patch:
+            crashing(patch, at, before)
+            try:
+                run(recipe, index, out)
+            except Crash:
+                crashes += 1
+        for path in out.rglob("*.pth"):
+            assert load_checkpoint(path).recipe == recipe
+        run(recipe, index, out, resume=True)
+        assert files(out) == files(tmp_path / "whole")
+    assert crashes >= 1 + 2 * 3  # the first; then of each epoch itself, history and last
+
+
+def test_best_of_an_epoch_that_was_not_completed_is_taken_back(
+    index: IndexReport, tmp_path: Path
+) -> None:
+    """It will be trained again, and on a GPU not to the same numbers."""
+    stop_after(1, QUICK, index, tmp_path / "w")
+    folder = RunFolder(tmp_path / "w", "compact_cnn")
+    first = folder.checkpoint(0).read_bytes()
+    other = tmp_path / "other"
+    run(replace(QUICK, epochs=1), index, other, seed=9)
+    for path in (folder.path / "best.pth", tmp_path / "w" / "best.pth"):
+        shutil.copy(other / "best.pth", path)
+    folder.go_on(0)
+    assert (folder.path / "best.pth").read_bytes() == first
+    assert (tmp_path / "w" / "best.pth").read_bytes() == first
+
+
+def test_best_of_another_recipe_is_left_alone(index: IndexReport, tmp_path: Path) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    folder = RunFolder(tmp_path / "w", "compact_cnn")
+    (tmp_path / "w" / "best.pth").write_bytes(b"another's")
+    (folder.path / "best.pth").write_bytes(b"of the epoch that was lost")
+    folder.go_on(0)
+    assert (tmp_path / "w" / "best.pth").read_bytes() == b"another's"
+    assert (folder.path / "best.pth").read_bytes() == folder.checkpoint(0).read_bytes()
+
+
+def test_temporary_files_of_a_killed_run_are_removed(index: IndexReport, tmp_path: Path) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    left = tmp_path / "w" / "compact_cnn" / ".epoch_1.pth.0a1b2c3d.tmp"
+    recent = tmp_path / "w" / ".best.pth.0a1b2c3d.tmp"
+    old = tmp_path / "w" / ".best.pth.0a1b2c3e.tmp"
+    for path in (left, recent, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    run(QUICK, index, tmp_path / "w", resume=True)
+    assert not left.exists()
+    assert not old.exists()
+    assert recent.exists()  # perhaps another recipe's, that is being written
+
+
+def test_a_full_disk_is_one_sentence_and_training_goes_on_afterwards(
+    index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(QUICK, index, tmp_path / "whole")
+    calls = 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 7:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError) as caught:
+            run(QUICK, index, tmp_path / "w")
+    assert "No space left on device" in sentence(caught)
+    assert not list((tmp_path / "w").rglob(".*.tmp"))
+    run(QUICK, index, tmp_path / "w", resume=True)
+    assert files(tmp_path / "w") == files(tmp_path / "whole")
+
+
+# The command
+
+
+@pytest.fixture
+def command(index: IndexReport, tmp_path: Path) -> Callable[..., list[str]]:
+    def arguments(*more: str) -> list[str]:
+        options = ["--recipe", "compact_cnn", "--output", str(tmp_path / "w"), "--batch-size", "8"]
+        return [str(index.path), *options, *more]
+
+    return arguments
+
+
+def test_the_command_trains_and_says_what_it_reached(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(command("--epochs", "2")) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
+    assert "recall male" in lines[0]
+    assert load_checkpoint(tmp_path / "w" / "best.pth").recipe.epochs == 2
+    assert train.main(command("--epochs", "3", "--resume", "--quiet")) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "w" / "compact_cnn" / "epoch_2.pth").exists()
+
+
+def test_resume_without_the_other_options_takes_those_of_the_run(
+    command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    assert train.main(command("--epochs", "2", "--size", "96x90", "--quiet")) == 0
+    before = files(tmp_path / "w")
+    plain = [each for each in command("--resume", "--quiet") if each not in ("--batch-size", "8")]
+    assert train.main(plain) == 0
+    assert files(tmp_path / "w") == before
+
+
+def test_init_and_resume_contradict_each_other_in_a_sentence(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main(command("--init", "none", "--resume"))
+    assert ended.value.code == 2
+    assert "--init starts a new run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--init", "imagenet"], "no ImageNet weights"),
+        (["--init", "missing.pth"], "missing.pth does not exist"),
+        (["--size", "10x10"], "takes pictures of 80 to 106"),
+        (["--data", "nowhere"], "nowhere does not exist"),
+        (["--seed", "3", "--resume"], "seed 0, not 3"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    options: list[str],
+    words: str,
+    command: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "--resume" in options:
+        assert train.main(command("--epochs", "1", "--quiet")) == 0
+    assert train.main(command("--quiet", *options)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("face_gender.train: ")
+    assert words in line
+
+
+def test_a_missing_index_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["nowhere.csv", "--recipe", "compact_cnn"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nowhere.csv cannot be read" in line
+
+
+# Killed
+
+_CHILD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
+from face_gender import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def children(arguments: list[str], last: Path, signs: list[signal.Signals]) -> Iterator[Any]:
+    """Run the command once for each signal, sent when an epoch is complete; then to its end."""
+    for sign in [*signs, None]:
+        before = last.read_bytes() if last.exists() else b""
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, *arguments],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as the test's own run has
+        )
+        limit = time.monotonic() + 100
+        while sign and child.poll() is None and time.monotonic() < limit:
+            if last.exists() and last.read_bytes() != before:
+                child.send_signal(sign)
+                break
+        _, err = child.communicate(timeout=100)
+        yield sign, child.returncode, err.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_training_killed_by_each_signal_and_resumed_gives_the_same_weights(
+    index: IndexReport, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    recipe = get_recipe("compact_cnn", epochs=12, batch_size=8)
+    arguments = command("--epochs", "12", "--resume", "--quiet")
+    last = tmp_path / "w" / "compact_cnn" / "last.pth"
+    signs = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+    for sign, code, err in children(arguments, last, signs):
+        expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, None: 0}
+        assert code == expected[sign], err
+        assert "Traceback" not in err
+        if code in (130, 143):
+            assert err.splitlines() == [
+                "face_gender.train: interrupted; what is complete is kept, and --resume goes on "
+                "from it."
+            ]
+    run(recipe, index, tmp_path / "whole")
+    whole = load_checkpoint(tmp_path / "whole" / "compact_cnn" / "epoch_11.pth")
+    resumed = load_checkpoint(tmp_path / "w" / "compact_cnn" / "epoch_11.pth")
+    assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
