@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -23,6 +24,46 @@ def raise_on_sigterm() -> None:
 
     with suppress(ValueError):
         signal.signal(signal.SIGTERM, end)
+
+
+def end_at_once(sentence: str = "") -> None:
+    """Let Ctrl-C and SIGTERM end this process with a sentence, as long as nothing is to be kept.
+
+    An exception would not do: libraries that are being imported turn it into errors of their own.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):  # not by sys.stderr, which may be in the middle of a line
+            os.write(2, sentence.encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
+            signal.signal(number, end)
+
+
+def raise_again() -> None:
+    """End what `end_at_once` began: from here on, both signals raise."""
+    raise_on_sigterm()
+    with suppress(ValueError):
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let both signals pass unheard while the last moments of a command take their course."""
+    before = {}
+    try:
+        with suppress(ValueError):  # not in the main thread, which alone hears them
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.getsignal(number)
+                signal.signal(number, signal.SIG_IGN)
+        yield
+    finally:
+        for number, handler in before.items():
+            with suppress(ValueError):
+                signal.signal(number, handler)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
