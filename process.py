@@ -234,9 +234,8 @@ def finish(
             left,
         )
     except InputError as error:
-        raise InputError(
-            f"{str(error)[:-1]}; {journal.path} keeps all answers for --resume."
-        ) from error
+        kept = f"{journal.path} keeps the answers for --resume"
+        raise InputError(f"{str(error)[:-1]}; {kept}.") from error
     if stop and left:
         done = f"{len(predictions)} of {len(answers) + left} answers are in {options.output}"
         tell(f"process.py: interrupted, {done}: --resume goes on.")
