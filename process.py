@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from face_gender.interruption import end_at_once, exit_code, raise_again, uninterrupted
+from face_gender.interruption import end_at_once, exit_code, ignore, leave, raise_once
 
 if __name__ == "__main__":  # before all imports that take a while
-    end_at_once("process.py: interrupted, nothing was written.\n")
+    end_at_once("process.py: interrupted, nothing was written.")
 
 import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -137,8 +136,7 @@ def run(options: argparse.Namespace) -> int:
     answers, stop = answer(options, classifier, source, names, journal)
     left = len(names) - len(answers)
     answers += [Skipped(name, reason) for name, reason in source.unlisted]
-    with uninterrupted():
-        return finish(options, classifier, journal, answers, left, stop)
+    return finish(options, classifier, journal, answers, left, stop)
 
 
 def open_journal(
@@ -193,11 +191,12 @@ def answer(
         total=len(names), initial=len(answers), unit="img", disable=options.quiet, file=Stderr()
     )
     try:
-        raise_again()  # from here on, there is something to keep
+        raise_once()  # from here on, there is something to keep
         with bar, closing(stream):
             for each in stream:
                 answers.append(each)
                 bar.update()
+        ignore()  # what is left to do takes a moment
     except KeyboardInterrupt as error:
         return answers, error
     return answers, None
@@ -291,6 +290,4 @@ def _classes(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    code = main()
-    end_at_once()  # only threads are left to wait for
-    sys.exit(code)
+    leave(main())

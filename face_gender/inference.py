@@ -212,6 +212,7 @@ def classify(
         batches = journal.unanswered(source, batches)
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    wait = True
     try:
         waiting: deque[Future[list[Prediction | Skipped]]] = deque()
         for batch in batches:
@@ -220,8 +221,11 @@ def classify(
                 yield from _kept(waiting.popleft().result(), journal)
         while waiting:
             yield from _kept(waiting.popleft().result(), journal)
+    except KeyboardInterrupt:
+        wait = False  # a batch may take long
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait, cancel_futures=True)
         # What new threads start from, which the pool's have changed.
         torch.set_num_threads(threads)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 
@@ -26,43 +27,50 @@ def raise_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, end)
 
 
-def end_at_once(sentence: str = "") -> None:
-    """Let Ctrl-C and SIGTERM end this process with a sentence, as long as nothing is to be kept.
+def end_at_once(sentence: str) -> None:
+    """Let both signals end this process with a sentence: for as long as nothing is to be kept.
 
-    An exception would not do: libraries that are being imported turn it into errors of their own.
+    An exception would not do: libraries that are being imported make errors of their own of it.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):  # not by sys.stderr, which may be in the middle of a line
-            os.write(2, sentence.encode())
+            os.write(2, f"{sentence}\n".encode())
         os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
-            signal.signal(number, end)
+    _handle(end)
 
 
-def raise_again() -> None:
-    """End what `end_at_once` began: from here on, both signals raise."""
-    raise_on_sigterm()
-    with suppress(ValueError):
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+def raise_once() -> None:
+    """Let the first of both signals raise, and those after it pass: something is being kept.
+
+    They come twice where a program between the terminal and this one passes them on.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ignore()
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    _handle(end)
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let both signals pass unheard while the last moments of a command take their course."""
-    before = {}
-    try:
-        with suppress(ValueError):  # not in the main thread, which alone hears them
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.getsignal(number)
-                signal.signal(number, signal.SIG_IGN)
-        yield
-    finally:
-        for number, handler in before.items():
-            with suppress(ValueError):
+def ignore() -> None:
+    """Let both signals pass."""
+    _handle(signal.SIG_IGN)
+
+
+def leave(code: int) -> None:
+    """End this process; an interrupted one without waiting for what its threads still do."""
+    ignore()
+    if code > 128:
+        os._exit(code)  # stderr is written through at the end of each line
+    sys.exit(code)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    with suppress(ValueError):  # outside the main thread, which alone hears signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a job in the background has it
                 signal.signal(number, handler)
 
 

@@ -152,9 +152,8 @@ def _answers(line: bytes, classes: int) -> Iterator[tuple[str, Stamp, Scores]]:
     """Yield name, stamp and probabilities of the pictures of a line, nothing of a damaged one."""
     with suppress(ValueError, TypeError, RecursionError):
         for name, (size, mark), scores in json.loads(line.decode("utf-8", "surrogatepass")):
-            if len(scores) == classes and all(
-                type(score) is float and math.isfinite(score) for score in scores
-            ):
+            numbers = all(type(score) is float and math.isfinite(score) for score in scores)
+            if type(name) is str and len(scores) == classes and numbers:
                 yield name, (size, mark), tuple(scores)
 
 
