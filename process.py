@@ -11,7 +11,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,12 +192,14 @@ def answer(
     )
     try:
         raise_once()  # from here on, there is something to keep
-        with bar, closing(stream):
+        with bar:
             for each in stream:
                 answers.append(each)
                 bar.update()
         ignore()  # what is left to do takes a moment
     except KeyboardInterrupt as error:
+        with suppress(KeyboardInterrupt):
+            stream.throw(error)  # which it does not know of if it was raised between two answers
         return answers, error
     return answers, None
 

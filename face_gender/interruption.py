@@ -31,6 +31,8 @@ def end_at_once(sentence: str) -> None:
     """Let both signals end this process with a sentence: for as long as nothing is to be kept.
 
     An exception would not do: libraries that are being imported make errors of their own of it.
+    For a program, not for a function that others call; a job in the background that ignores a
+    Ctrl-C goes on doing so.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -38,25 +40,28 @@ def end_at_once(sentence: str) -> None:
             os.write(2, f"{sentence}\n".encode())
         os._exit(128 + number)
 
-    _handle(end)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def raise_once() -> None:
-    """Let the first of both signals raise, and those after it pass: something is being kept.
+    """After `end_at_once`: let the first signal raise, and those after it pass.
 
-    They come twice where a program between the terminal and this one passes them on.
+    They come twice where a program between the terminal and this one passes them on, and the
+    second must not end what the first began.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         ignore()
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    _handle(end)
+    _replace(end)
 
 
 def ignore() -> None:
-    """Let both signals pass."""
-    _handle(signal.SIG_IGN)
+    """After `end_at_once`: let both signals pass."""
+    _replace(signal.SIG_IGN)
 
 
 def leave(code: int) -> None:
@@ -67,11 +72,11 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    with suppress(ValueError):  # outside the main thread, which alone hears signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as a job in the background has it
-                signal.signal(number, handler)
+def _replace(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Set a handler where one of this module is, so that callers of a command keep theirs."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if getattr(signal.getsignal(number), "__module__", None) == __name__:
+            signal.signal(number, handler)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
