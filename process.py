@@ -187,12 +187,10 @@ def answer(
         Prediction(name, classes, scores) for name, scores in journal.known.items()
     ]
     stream = classify(classifier, source, names, options.batch_size, options.workers, journal)
-    bar = tqdm(
-        total=len(names), initial=len(answers), unit="img", disable=options.quiet, file=Stderr()
-    )
+    show = {"unit": "img", "disable": options.quiet, "file": Stderr()}
     try:
         raise_once()  # from here on, there is something to keep
-        with bar:
+        with tqdm(total=len(names), initial=len(answers), **show) as bar:
             for each in stream:
                 answers.append(each)
                 bar.update()
