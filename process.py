@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from face_gender.interruption import end_at_once, exit_code, ignore, leave, raise_once
+
+if __name__ == "__main__":  # before all imports that take a while
+    end_at_once("process.py: interrupted, nothing was written.")
+
 import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +18,7 @@ from typing import TYPE_CHECKING
 from face_gender import RECIPE_NAMES
 from face_gender.engines import ENGINES, check_engine
 from face_gender.files import InputError, Source, Stderr, check_output, find_images, in_words, tell
+from face_gender.journal import Journal
 
 if TYPE_CHECKING:
     from face_gender.inference import Classifier, Prediction, Skipped
@@ -27,7 +32,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
         description="Label every face picture in a folder male or female.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage, 3 files skipped (with --strict)",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 3 files skipped (with --strict), "
+        "130 and 143 interrupted by Ctrl-C and by SIGTERM (what was answered is written)",
     )
     add = parser.add_argument
     add("folder", type=_folder, metavar="FOLDER", help="folder of pictures, or a .zip of one")
@@ -79,6 +85,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="P",
         help="answer 'uncertain' where the probability is below P (0 to 1)",
     )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on where an interrupted run ended: its answers are in FILE.partial",
+    )
     add("--strict", action="store_true", help="exit with 3 when a file was skipped")
     add("--quiet", action="store_true", help="say nothing but errors and skipped files")
     options = parser.parse_args(arguments)
@@ -97,44 +108,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         tell(f"process.py: {in_words(error)}")
         return 1
-    except KeyboardInterrupt:
-        tell("process.py: interrupted, nothing was written.")
-        return 130
+    except KeyboardInterrupt as error:
+        tell("process.py: interrupted: the same command with --resume goes on.")
+        return exit_code(error)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check everything that can be checked at once, then classify and write."""
     source, names = find_images(options.folder, options.recursive)
-    weights = choose_weights(options.weights)
+    options.weights = choose_weights(options.weights)
     ending = "csv" if options.format == "csv" else "json"
-    output = options.output or Path(f"process_results.{ending}")
-    check_output(output, [options.folder, weights])
+    options.output = options.output or Path(f"process_results.{ending}")
+    check_output(options.output, [options.folder, options.weights])
+    journal = Journal(options.output)
     if options.engine != "torch":
-        check_engine(weights)
+        check_engine(options.weights)
     # Imported here: --help and mistakes answer without torch.
-    from face_gender.inference import Prediction, Skipped, load_classifier, write_results
+    from face_gender.inference import Skipped, load_classifier
 
     classifier = load_classifier(
-        weights, options.recipe, options.classes, options.device, engine=options.engine
+        options.weights, options.recipe, options.classes, options.device, engine=options.engine
     )
     if not options.quiet:
-        tell(f"weights: {weights} ({classifier.checkpoint.describe()})")
+        tell(f"weights: {options.weights} ({classifier.checkpoint.describe()})")
         tell(load_in_words(options, classifier, len(names)))
-    answers = answer(options, classifier, source, names)
+    open_journal(options, classifier, source, names, journal)
+    answers, stop = answer(options, classifier, source, names, journal)
+    left = len(names) - len(answers)
     answers += [Skipped(name, reason) for name, reason in source.unlisted]
-    skipped = [each for each in answers if isinstance(each, Skipped)]
-    for each in skipped:
-        tell(f"skipped: {each.name}: {each.reason}")
-    if len(skipped) == len(answers):
-        raise InputError(f"{options.folder} has no picture with an answer: all were skipped.")
-    write_results(
-        output, answers, classifier.checkpoint, options.format, options.threshold, weights.name
-    )
+    return finish(options, classifier, journal, answers, left, stop)
+
+
+def open_journal(
+    options: argparse.Namespace,
+    classifier: Classifier,
+    source: Source,
+    names: list[str],
+    journal: Journal,
+) -> None:
+    """Begin it, or read what an interrupted run left."""
+    from face_gender.inference import origin
+
+    begun = origin(classifier, options.weights)
+    if not options.resume:
+        journal.begin(begun)
+        return
+    journal.resume(begun, source, names, len(classifier.checkpoint.classes))
     if not options.quiet:
-        labels = [each.label(options.threshold) for each in answers if isinstance(each, Prediction)]
-        counts = ", ".join(f"{count} {label}" for label, count in sorted(Counter(labels).items()))
-        tell(f"{output}: {counts}, {len(skipped)} skipped")
-    return 3 if options.strict and skipped else 0
+        count = len(journal.known)
+        tell(f"{journal.path}: {count} answers" if count else f"{journal.path}: nothing to resume")
 
 
 def load_in_words(options: argparse.Namespace, classifier: Classifier, count: int) -> str:
@@ -149,16 +171,80 @@ def load_in_words(options: argparse.Namespace, classifier: Classifier, count: in
 
 
 def answer(
-    options: argparse.Namespace, classifier: Classifier, source: Source, names: list[str]
-) -> list[Prediction | Skipped]:
-    """Classify with a progress bar."""
+    options: argparse.Namespace,
+    classifier: Classifier,
+    source: Source,
+    names: list[str],
+    journal: Journal,
+) -> tuple[list[Prediction | Skipped], KeyboardInterrupt | None]:
+    """Classify with a progress bar; return the answers, and what interrupted them."""
     from tqdm import tqdm
 
-    from face_gender.inference import classify
+    from face_gender.inference import Prediction, classify
 
-    stream = classify(classifier, source, names, options.batch_size, options.workers)
-    bar = tqdm(stream, total=len(names), unit="img", disable=options.quiet, file=Stderr())
-    return list(bar)
+    classes = classifier.checkpoint.classes
+    answers: list[Prediction | Skipped] = [
+        Prediction(name, classes, scores) for name, scores in journal.known.items()
+    ]
+    stream = classify(classifier, source, names, options.batch_size, options.workers, journal)
+    show = {"unit": "img", "disable": options.quiet, "file": Stderr()}
+    try:
+        raise_once()  # from here on, there is something to keep
+        with tqdm(total=len(names), initial=len(answers), **show) as bar:
+            for each in stream:
+                answers.append(each)
+                bar.update()
+        ignore()  # what is left to do takes a moment
+    except KeyboardInterrupt as error:
+        with suppress(KeyboardInterrupt):
+            stream.throw(error)  # which it does not know of if it was raised between two answers
+        return answers, error
+    return answers, None
+
+
+def finish(
+    options: argparse.Namespace,
+    classifier: Classifier,
+    journal: Journal,
+    answers: list[Prediction | Skipped],
+    left: int,
+    stop: KeyboardInterrupt | None,
+) -> int:
+    """Write what was answered and say so; ``left``: pictures without an answer. Return the code."""
+    from face_gender.inference import Prediction, Skipped, write_results
+
+    predictions = [each for each in answers if isinstance(each, Prediction)]
+    skipped = [each for each in answers if isinstance(each, Skipped)]
+    for each in skipped:
+        tell(f"skipped: {each.name}: {each.reason}")
+    if stop and left and not predictions:
+        tell("process.py: interrupted before the first answer, nothing was written.")
+        return exit_code(stop)
+    if not predictions:
+        raise InputError(f"{options.folder} has no picture with an answer: all were skipped.")
+    try:
+        write_results(
+            options.output,
+            answers,
+            classifier.checkpoint,
+            options.format,
+            options.threshold,
+            options.weights.name,
+            left,
+        )
+    except InputError as error:
+        kept = f"{journal.path} keeps the answers for --resume"
+        raise InputError(f"{str(error)[:-1]}; {kept}.") from error
+    if stop and left:
+        done = f"{len(predictions)} of {len(answers) + left} answers are in {options.output}"
+        tell(f"process.py: interrupted, {done}: --resume goes on.")
+        return exit_code(stop)
+    journal.remove()
+    if not options.quiet:
+        counts = Counter(each.label(options.threshold) for each in predictions)
+        labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+        tell(f"{options.output}: {labels}, {len(skipped)} skipped")
+    return 3 if options.strict and skipped else 0
 
 
 def choose_weights(given: Path | None) -> Path:
@@ -204,4 +290,4 @@ def _classes(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import threading
@@ -11,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from face_gender.files import InputError, cpu_count
+from face_gender.files import InputError, cpu_count, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,14 +57,12 @@ def describe(
     """
     preprocessing = checkpoint.preprocessing.to_dict()
     del preprocessing["augmentation"]  # of training alone
-    with open(weights, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     values = {
         "classes": checkpoint.classes,
         "preprocessing": preprocessing,
         "recipe": checkpoint.recipe.to_dict(),
         "precision": precision,
-        "weights_sha256": sha256,
+        "weights_sha256": sha256_of(weights),
     }
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 

@@ -6,6 +6,7 @@ heavy is imported.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import re
@@ -76,6 +77,11 @@ class FolderSource:
     def read(self, name: str) -> bytes:
         """Return the bytes of one file. Raises OSError as `read_file` does."""
         return read_file(os.path.join(self.path, name))
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Return size and time of change, another pair where a file is. Raises OSError."""
+        status = os.stat(os.path.join(self.path, name))
+        return status.st_size, status.st_mtime_ns
 
     def _note_unlisted(self, error: OSError) -> None:
         folder = Path(error.filename)
@@ -170,6 +176,14 @@ class ArchiveSource:
             if data is not None and zlib.crc32(data) == crc:
                 return data
         return self._read_by_zipfile(place)
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Return size and CRC-32, another pair where a member is. Raises OSError."""
+        place = self._places.get(name)
+        if place is None:
+            raise OSError(f"not in {self.path.name}")
+        _, _, size, crc, _, _ = _MEMBER.unpack_from(self._table, place * _MEMBER.size)
+        return size, crc
 
     def _packed(self, offset: int, size: int) -> bytes:
         """Return a member's bytes as they lie in the archive, fewer where something is odd."""
@@ -283,6 +297,12 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     _check_size(status.st_size)
     with open(path, "rb", buffering=0) as file:
         return file.read()
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the hexadecimal sha256 of a file's bytes. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_size(size: int) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
-from face_gender.engines import MARGIN, Engine, OpenVino
-from face_gender.files import InputError, Source, cpu_count, write_atomically
+from face_gender.engines import MARGIN, Engine, OpenVino, graph_path
+from face_gender.files import InputError, Source, cpu_count, sha256_of, write_atomically
 from face_gender.images import UnreadableImage, load_pixels
+from face_gender.journal import Journal
 from face_gender.models import for_inference, probabilities_of
 from face_gender.preprocessing import stack
 
@@ -158,6 +159,22 @@ def load_classifier(
     return Classifier(checkpoint, for_inference(model, chosen, dtype), chosen, dtype, graph)
 
 
+def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
+    """Return, as plain data of JSON, what answers depend on besides the pictures, for a Journal.
+
+    Raises OSError where ``weights``, the file of the classifier, cannot be read any more.
+    """
+    files = [weights, graph_path(weights)] if classifier.engine else [weights]
+    return {
+        "weights": [sha256_of(path) for path in files],
+        "recipe": classifier.checkpoint.recipe.name,
+        "classes": list(classifier.checkpoint.classes),
+        "engine": "openvino" if classifier.engine else "torch",
+        "device": classifier.device.type,
+        "precision": str(classifier.dtype),
+    }
+
+
 def choose_load(
     device: torch.device,
     count: int | None = None,
@@ -178,31 +195,47 @@ def classify(
     names: Iterable[str],
     batch_size: int | None = None,
     workers: int | None = None,
-) -> Iterator[Prediction | Skipped]:
+    journal: Journal | None = None,
+) -> Generator[Prediction | Skipped, None, None]:
     """Yield an answer for every name, in order of the names.
 
     ``source`` None: the names are paths. ``workers`` threads (one for each processor by default)
     take a batch each and both read it and, on a CPU, run the net on it, each on one core: nobody
     waits for anybody. A few batches for each are in memory, however many names there are.
+    ``journal`` keeps each batch before it is yielded; names that it knows are left out.
     """
     count = len(names) if isinstance(names, Sized) else None
     batch_size, workers = choose_load(classifier.device, count, batch_size, workers)
     remaining = iter(names)
-    batches = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
+    batches: Iterable[list[str]] = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
+    if journal and source:
+        batches = journal.unanswered(source, batches)
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    wait = True
     try:
         waiting: deque[Future[list[Prediction | Skipped]]] = deque()
         for batch in batches:
             waiting.append(pool.submit(classifier.answer, source, batch))
             if len(waiting) >= 2 * workers:
-                yield from waiting.popleft().result()
+                yield from _kept(waiting.popleft().result(), journal)
         while waiting:
-            yield from waiting.popleft().result()
+            yield from _kept(waiting.popleft().result(), journal)
+    except KeyboardInterrupt:
+        wait = False  # a batch may take long
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait, cancel_futures=True)
         # What new threads start from, which the pool's have changed.
         torch.set_num_threads(threads)
+
+
+def _kept(
+    answers: list[Prediction | Skipped], journal: Journal | None
+) -> list[Prediction | Skipped]:
+    if journal:
+        journal.keep((each.name, each.scores) for each in answers if isinstance(each, Prediction))
+    return answers
 
 
 def write_results(
@@ -212,12 +245,14 @@ def write_results(
     form: Format = "flat",
     threshold: float = 0.0,
     weights: str = "",
+    unanswered: int = 0,
 ) -> None:
     """Write the answers atomically, sorted by name, as UTF-8.
 
     "flat": {name: label}. "full": {"model": …, "results": {name: {label, confidence,
-    probabilities}}, "skipped": {name: reason}}. "csv": name, label, confidence and a column for
-    each class. Raises InputError where the file cannot be written.
+    probabilities}}, "skipped": {name: reason}}, and "unanswered": n where an interruption left n
+    pictures out. "csv": name, label, confidence and a column for each class. Raises InputError
+    where the file cannot be written.
     """
     ordered = sorted(answers, key=lambda answer: answer.name)
     predictions = [answer for answer in ordered if isinstance(answer, Prediction)]
@@ -230,6 +265,7 @@ def write_results(
             "threshold": threshold,
             "results": {each.name: _details(each, threshold) for each in predictions},
             "skipped": skipped,
+            **({"unanswered": unanswered} if unanswered else {}),
         }
         text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     else:

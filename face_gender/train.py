@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from face_gender.interruption import end_at_once, exit_code, leave, raise_once
+
+if __name__ == "__main__":  # before all imports that take a while
+    end_at_once("face_gender.train: interrupted, nothing was begun.")
+
 import argparse
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from face_gender import RECIPE_NAMES
 from face_gender.files import InputError, in_words, tell
-from face_gender.interruption import exit_code, raise_on_sigterm
 
 if TYPE_CHECKING:
     from face_gender.recipes import Recipe
@@ -71,7 +74,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    raise_on_sigterm()
     rank = int(os.environ.get("RANK", "0"))
     try:
         options = parse(arguments)
@@ -92,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
     from face_gender.index import find_data, read_index
     from face_gender.training import train
 
+    raise_once()  # from here on, a training may be there to go on with
     table = read_index(options.index)
     data = options.data or find_data(options.index, table).path
     for report in train(
@@ -168,4 +171,4 @@ def _device(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -30,8 +31,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import process  # noqa: E402
-from face_gender import train  # noqa: E402
+import face_gender.inference  # noqa: E402 - what a child would import
+import face_gender.training  # noqa: E402, F401
 from face_gender.checkpoint import load_checkpoint  # noqa: E402
 from face_gender.index import create_csv  # noqa: E402
 
@@ -55,7 +56,7 @@ class Tally:
             print(f"WRONG: {what}", flush=True)
 
 
-def start(command: Callable[[Sequence[str]], int], arguments: Sequence[str], log: Path) -> int:
+def start(command: Callable[[Sequence[str]], None], arguments: Sequence[str], log: Path) -> int:
     """Run a command in a forked child, its libraries already imported; return the process id."""
     child = os.fork()
     if child:
@@ -67,9 +68,9 @@ def start(command: Callable[[Sequence[str]], int], arguments: Sequence[str], log
         os.dup2(out, 2)
         sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1) for i in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = command(arguments)
+        command(arguments)
     except SystemExit as error:
-        code = int(error.code or 0)
+        code = error.code if isinstance(error.code, int) else 0
     except BaseException as error:
         os.write(2, f"Traceback: {error!r}\n".encode())
     finally:
@@ -113,12 +114,24 @@ def wait(child: int) -> int:
     return -99
 
 
+def run_train(arguments: Sequence[str]) -> None:
+    """Do what ``python -m face_gender.train`` does."""
+    sys.argv = ["train.py", *arguments]
+    runpy.run_module("face_gender.train", run_name="__main__")
+
+
+def run_process(arguments: Sequence[str]) -> None:
+    """Do what ``python process.py`` does."""
+    sys.argv = ["process.py", *arguments]
+    runpy.run_path(str(ROOT / "process.py"), run_name="__main__")
+
+
 @dataclass
 class Case:
     """A command, where it writes, and what must hold of what it has written so far."""
 
     name: str
-    command: Callable[[Sequence[str]], int]
+    command: Callable[[Sequence[str]], None]
     arguments: Callable[[Path], list[str]]
     check: Callable[[Path, Path], Iterator[str]]
     final: Callable[[Path], dict[str, bytes]]
@@ -156,7 +169,7 @@ def training(index: Path) -> Case:
             if rows != whole[: len(rows)]:
                 yield "history.csv differs"
 
-    return Case("training", train.main, arguments, check, final)
+    return Case("training", run_train, arguments, check, final)
 
 
 def figures(history: str) -> list[str]:
@@ -187,7 +200,7 @@ def classification(folder: Path, weights: Path) -> Case:
         if any(whole.get(name) != answer for name, answer in results.items()):
             yield "results.json holds an answer of no undisturbed run"
 
-    return Case("classification", process.main, arguments, check, final)
+    return Case("classification", run_process, arguments, check, final)
 
 
 def torment(case: Case, kills: int, work: Path, chance: random.Random, tally: Tally) -> None:

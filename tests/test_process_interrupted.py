@@ -1,0 +1,447 @@
+"""process.py killed, interrupted, and out of room: nothing half-written, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, draw_face, make_zip, snapshot
+
+import process
+from face_gender import files, inference, interruption
+from face_gender.checkpoint import Checkpoint
+from face_gender.inference import Classifier
+from face_gender.models import build_model
+from face_gender.recipes import get_recipe
+
+COUNT = 20
+NAMES = [f"{i:02}.jpg" for i in range(COUNT)]
+LIMIT = 60  # seconds that a child process may take
+posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+def save_net(path: Path, seed: int) -> Path:
+    recipe = get_recipe("compact_cnn")
+    torch.manual_seed(seed)
+    weights = build_model(recipe.arch).state_dict()
+    Checkpoint(recipe, ("male", "female"), recipe.preprocessing, weights).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_net(tmp_path_factory.mktemp("net") / "net.pth", 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twenty pictures, of which the fourth cannot be read; the working directory is another."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i, name in enumerate(NAMES):
+        draw_face(("male", "female")[i % 2], i).save(pictures / name)
+    (pictures / NAMES[3]).write_bytes(b"no picture")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return pictures
+
+
+@pytest.fixture
+def run(folder: Path, weights: Path) -> Callable[..., int]:
+    def command(*more: str | Path, data: Path = folder, net: Path = weights) -> int:
+        given = [data, "--weights", net, "--format", "full", "--batch-size", "2", *more]
+        return process.main([str(each) for each in given])
+
+    return command
+
+
+OUTPUT = Path("process_results.json")
+PARTIAL = Path("process_results.json.partial")
+
+
+def results(path: Path = OUTPUT) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def whole(run: Callable[..., int]) -> bytes:
+    """Return the bytes of a result that nothing interrupted."""
+    assert run("--output", "whole.json", "--quiet") == 0
+    content = Path("whole.json").read_bytes()
+    Path("whole.json").unlink()
+    return content
+
+
+def stop_after(count: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let classification end in ``error`` after so many answers."""
+    real = inference.classify
+
+    def classify(*given: object):  # type: ignore[no-untyped-def]
+        stream = real(*given)  # type: ignore[arg-type]
+        for _ in range(count):
+            yield next(stream)
+        stream.close()
+        raise error
+
+    monkeypatch.setattr(inference, "classify", classify)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    line = text.splitlines()[-1]
+    assert line.startswith("process.py: ")
+    assert line.endswith(".")
+    return line
+
+
+def test_a_caller_keeps_its_handlers(run) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert run() == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (interruption.Terminated(), 143)]
+)
+def test_an_interruption_writes_the_results_so_far_and_says_so(
+    error: BaseException, code: int, run, monkeypatch, capsys
+) -> None:
+    expected = whole(run)
+    with monkeypatch.context() as patch:
+        stop_after(10, error, patch)
+        assert run() == code
+    said = "interrupted, 9 of 20 answers are in process_results.json: --resume goes on."
+    assert said in last_line(capsys)
+    full = results()
+    assert list(full["results"]) == [name for name in NAMES[:10] if name != NAMES[3]]
+    assert full["skipped"].keys() == {NAMES[3]}
+    assert full["unanswered"] == 10
+    assert run("--resume") == 0
+    assert f"{PARTIAL}: 9 answers" in capsys.readouterr().err
+    assert OUTPUT.read_bytes() == expected
+    assert os.listdir() == [str(OUTPUT)]
+
+
+def test_flat_and_csv_hold_what_was_answered(run, monkeypatch) -> None:
+    stop_after(2, KeyboardInterrupt(), monkeypatch)
+    assert run("--format", "flat") == 130
+    assert list(results()) == NAMES[:2]
+    assert run("--format", "csv", "--output", "r.csv") == 130
+    rows = list(csv.DictReader(io.StringIO(Path("r.csv").read_text(encoding="utf-8"))))
+    assert [row["name"] for row in rows] == NAMES[:2]
+
+
+def test_threshold_and_format_may_be_others_when_it_goes_on(run, monkeypatch) -> None:
+    assert run("--format", "flat", "--threshold", "0.6", "--output", "whole.json") == 0
+    with monkeypatch.context() as patch:
+        stop_after(10, KeyboardInterrupt(), patch)
+        assert run("--threshold", "0.9") == 130
+    assert run("--resume", "--format", "flat", "--threshold", "0.6") == 0
+    assert OUTPUT.read_bytes() == Path("whole.json").read_bytes()
+
+
+def test_an_interruption_before_the_first_answer_writes_nothing(run, monkeypatch, capsys) -> None:
+    OUTPUT.write_text("old")
+    stop_after(0, KeyboardInterrupt(), monkeypatch)
+    assert run() == 130
+    assert "nothing was written." in last_line(capsys)
+    assert OUTPUT.read_text() == "old"
+    assert os.listdir() == [str(OUTPUT)]
+
+
+def test_an_interruption_after_the_last_answer_costs_nothing(run, monkeypatch) -> None:
+    expected = whole(run)
+    stop_after(COUNT, KeyboardInterrupt(), monkeypatch)
+    assert run() == 0
+    assert OUTPUT.read_bytes() == expected
+    assert os.listdir() == [str(OUTPUT)]
+
+
+def test_resume_without_a_journal_begins_and_says_so(run, capsys) -> None:
+    expected = whole(run)
+    assert run("--resume") == 0
+    assert f"{PARTIAL}: nothing to resume" in capsys.readouterr().err
+    assert OUTPUT.read_bytes() == expected
+
+
+def test_a_journal_cut_anywhere_gives_the_same_result(run, monkeypatch) -> None:
+    expected = whole(run)
+    with monkeypatch.context() as patch:
+        stop_after(8, KeyboardInterrupt(), patch)
+        assert run("--quiet") == 130
+    content = PARTIAL.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
+    near = {end + i for end in ends for i in (-1, 0, 1)} | set(range(0, len(content), 151))
+    for length in sorted(near):  # test_journal.py takes every byte
+        PARTIAL.write_bytes(content[:length])
+        assert run("--resume", "--quiet") == 0
+        assert OUTPUT.read_bytes() == expected, length
+
+
+def answered_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that fills with the names that a net is asked for from now on."""
+    asked: list[str] = []
+    real = Classifier.answer
+
+    def answer(self: Classifier, source, names):  # type: ignore[no-untyped-def]
+        asked.extend(names)
+        return real(self, source, names)
+
+    monkeypatch.setattr(Classifier, "answer", answer)
+    return asked
+
+
+def test_changed_pictures_and_skipped_ones_are_answered_anew(
+    run, folder: Path, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(10, KeyboardInterrupt(), patch)
+        assert run() == 130
+    draw_face("female", 77).save(folder / NAMES[6])
+    draw_face("female", 78).save(folder / NAMES[3])
+    asked = answered_of(monkeypatch)
+    assert run("--resume") == 0
+    assert sorted(asked) == sorted([NAMES[3], NAMES[6], *NAMES[10:]])
+    once = results()
+    assert run() == 0
+    for name, details in results()["results"].items():
+        found = once["results"][name]["probabilities"]
+        assert found == pytest.approx(details["probabilities"], abs=1e-3), name
+
+
+def test_members_of_an_archive_are_known_by_their_content(
+    run, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    archive = make_zip(folder, tmp_path / "pictures.zip")
+    with monkeypatch.context() as patch:
+        stop_after(10, KeyboardInterrupt(), patch)
+        assert run(data=archive) == 130
+    draw_face("female", 77).save(folder / NAMES[6])
+    make_zip(folder, archive)  # with other times
+    asked = answered_of(monkeypatch)
+    assert run("--resume", data=archive) == 0
+    assert sorted(asked) == sorted([NAMES[3], NAMES[6], *NAMES[10:]])
+
+
+def test_answers_of_other_weights_are_refused(run, tmp_path: Path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(10, KeyboardInterrupt(), patch)
+        assert run() == 130
+    before = snapshot(Path())
+    other = save_net(tmp_path / "other.pth", 2)
+    assert run("--resume", net=other) == 1
+    assert "different weights: run without --resume." in last_line(capsys)
+    assert snapshot(Path()) == before
+    assert run(net=other) == 0
+    assert "unanswered" not in results()
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "other", "read-only"])
+def test_a_place_that_holds_something_else_is_refused_before_any_work(
+    kind: str, run, monkeypatch, capsys
+) -> None:
+    if kind == "folder":
+        PARTIAL.mkdir()
+    elif kind == "link":
+        Path("elsewhere").touch()
+        PARTIAL.symlink_to("elsewhere")
+    else:
+        PARTIAL.write_text("my notes" if kind == "other" else "")
+    if kind == "read-only":
+        real = os.access  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: path != PARTIAL and real(path, mode))
+    monkeypatch.setattr(inference, "load_classifier", None)  # to be called is work
+    before = snapshot(Path())
+    for more in ([], ["--resume"]):
+        assert run(*more) == 1
+        assert str(PARTIAL) in last_line(capsys)
+    assert snapshot(Path()) == before
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_full_disk_at_the_end_keeps_the_answers(
+    interrupted: bool, run, monkeypatch, capsys
+) -> None:
+    expected = whole(run)
+    OUTPUT.write_text("old")
+    with monkeypatch.context() as patch:
+        if interrupted:
+            stop_after(10, KeyboardInterrupt(), patch)
+        patch.setattr(files.os, "fsync", full_disk)
+        assert run() == 1
+    line = last_line(capsys)
+    assert "No space left on device" in line
+    assert f"{PARTIAL} keeps the answers for --resume." in line
+    assert OUTPUT.read_text() == "old"
+    assert sorted(os.listdir()) == [str(OUTPUT), str(PARTIAL)]
+    assert run("--resume") == 0
+    assert OUTPUT.read_bytes() == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of four pages."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(run, folder: Path, small_disk: Path, capsys) -> None:
+    for name in NAMES:  # so long that two pages of answers are needed
+        (folder / name).rename(folder / f"{name[:2]}{'x' * 240}.jpg")
+    output = small_disk / "r.json"
+    output.write_text("old")
+    (small_disk / "filler").write_bytes(bytes(2 * 4096))
+    assert run("--output", output) == 1
+    line = last_line(capsys)
+    assert "r.json.partial cannot be written (No space left on device)" in line
+    assert "--resume goes on." in line
+    assert output.read_text() == "old"
+    assert sorted(os.listdir(small_disk)) == ["filler", "r.json", "r.json.partial"]
+    (small_disk / "filler").unlink()
+    # Room for the answers, and not for the result beside them.
+    assert run("--output", output, "--resume") == 1
+    assert "r.json cannot be written (No space left on device)" in last_line(capsys)
+    assert output.read_text() == "old"
+    assert run("--output", output, "--resume", "--format", "flat") == 1
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    assert run("--output", output, "--resume") == 0
+    assert sorted(os.listdir(small_disk)) == ["r.json"]
+    assert run("--output", "whole.json") == 0
+    assert output.read_bytes() == Path("whole.json").read_bytes()
+
+
+# process.py itself, whose net waits for ever at the first name from sys.argv[1] on.
+GATED = """
+import runpy, sys, threading
+from face_gender.inference import Classifier
+gate = sys.argv.pop(1)
+real = Classifier.answer
+def answer(self, source, names):
+    if names[0] >= gate:
+        threading.Event().wait()
+    return real(self, source, names)
+Classifier.answer = answer
+sys.argv[0] = "process.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def start(folder: Path, weights: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start process.py as a child that waits before ``gate``; none outlives its test."""
+    children = []
+
+    def begin(gate: str, *more: str) -> subprocess.Popen[str]:
+        given = [folder, "--weights", weights, "--format", "full", "--batch-size", "2"]
+        given += ["--workers", "1", "--output", OUTPUT.absolute(), *more]
+        child = subprocess.Popen(
+            [sys.executable, "-c", GATED, gate, *map(str, given)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        children.append(child)
+        return child
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def wait_for_answers(child: subprocess.Popen[str], count: int) -> None:
+    """Return once the journal holds so many answers."""
+    end = time.monotonic() + LIMIT
+    while not PARTIAL.exists() or PARTIAL.read_bytes().count(b".jpg") < count:
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def end_of(child: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Return exit code and stderr, line by line."""
+    _, text = child.communicate(timeout=LIMIT)
+    return child.returncode, text.splitlines()
+
+
+@posix
+def test_a_killed_run_is_gone_on_with_again_and_again(run, start) -> None:
+    expected = whole(run)
+    OUTPUT.write_text("old")
+    for gate, answers in (("06.jpg", 5), ("14.jpg", 13)):
+        child = start(gate, "--resume")
+        wait_for_answers(child, answers)
+        child.kill()
+        assert end_of(child)[0] == -signal.SIGKILL
+        assert OUTPUT.read_text() == "old"
+    assert run("--resume", "--workers", "1") == 0
+    assert OUTPUT.read_bytes() == expected
+    assert os.listdir() == [str(OUTPUT)]
+
+
+@posix
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1000)])
+def test_signals_keep_what_there_is_even_while_the_net_is_stuck(
+    number: signal.Signals, times: int, run, start
+) -> None:
+    expected = whole(run)
+    child = start("06.jpg", "--quiet")
+    wait_for_answers(child, 5)
+    for _ in range(times):
+        if child.poll() is None:
+            child.send_signal(number)
+    code, lines = end_of(child)
+    assert code == 128 + number
+    assert all(line.startswith(f"skipped: {NAMES[3]}: ") for line in lines[:-1])
+    written = list(results()["results"])  # without what was kept and not yet passed on
+    assert len(written) >= 3
+    assert written == [name for name in NAMES[:6] if name != NAMES[3]][: len(written)]
+    assert lines[-1].startswith(f"process.py: interrupted, {len(written)} of 20 answers are in ")
+    assert sorted(os.listdir()) == [str(OUTPUT), str(PARTIAL)]
+    assert run("--resume") == 0
+    assert OUTPUT.read_bytes() == expected
+
+
+@posix
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [(signal.SIGINT, "argparse"), (signal.SIGINT, "torch.types"), (signal.SIGTERM, "torchvision")],
+)
+def test_an_interruption_while_it_starts_is_a_sentence(
+    number: signal.Signals, module: str, folder: Path, weights: Path
+) -> None:
+    script = [sys.executable, "-X", "importtime", str(ROOT / "process.py")]
+    with subprocess.Popen(
+        [*script, str(folder), "--weights", str(weights)], stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.split("|")[-1].strip() == module:
+                break
+        child.send_signal(number)
+        code, lines = end_of(child)
+    assert code == 128 + number
+    said = [line for line in lines if not line.startswith("import time:")]
+    assert said == ["process.py: interrupted, nothing was written."]
+    assert os.listdir() == []
