@@ -1,0 +1,294 @@
+"""Several processes train the net that one would, as torchrun starts them on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_faces
+from hypothesis import given
+from hypothesis import strategies as st
+from sentences import sentence
+
+from face_gender import distributed, train
+from face_gender.checkpoint import load_checkpoint
+from face_gender.dataset import EpochSampler
+from face_gender.distributed import Share, World, as_one_batch, join
+from face_gender.files import InputError
+from face_gender.index import create_csv
+from face_gender.recipes import get_recipe
+from face_gender.run_folder import RunFolder
+from face_gender.training import train as training
+
+LIMIT = 300
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """22 pictures to train on, 4 to choose by: no number of processes divides these batches."""
+    return create_csv(
+        make_faces(tmp_path / "data", 16, 16), ratios=(70, 18, 12), progress=False
+    ).path
+
+
+def launch(arguments: list[str], *, nodes: int = 1) -> tuple[int, str]:
+    """Run torchrun, once for each node at the same time; return the worst exit code and stderr."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    agents = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        )
+        for _ in range(nodes)
+    ]  # fmt: skip
+    try:
+        texts = [agent.communicate(timeout=LIMIT)[1] for agent in agents]
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                os.killpg(agent.pid, signal.SIGKILL)
+    return max(abs(agent.returncode) for agent in agents), "".join(texts)
+
+
+def worker(task: str, index: Path, out: Path) -> list[str]:
+    out.mkdir()
+    return [str(ROOT / "tests" / "distributed_worker.py"), task, str(index), str(out)]
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    paths = sorted(out.glob("rank_*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+@pytest.fixture
+def alone(index: Path, tmp_path: Path) -> dict[str, Any]:
+    """What one process, that torchrun did not start, makes of the same task."""
+    out = tmp_path / "alone"
+    subprocess.run(
+        [sys.executable, *worker("figures", index, out)],
+        check=True,
+        timeout=LIMIT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return results(out)[0]
+
+
+# What several processes calculate
+
+
+@pytest.mark.parametrize(
+    ("processes", "nodes"), [(2, 1), (4, 1), (1, 2)], ids=["two", "four", "two_agents"]
+)
+def test_any_number_of_processes_trains_the_same_net(
+    processes: int, nodes: int, index: Path, alone: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "together"
+    meeting = ["--standalone"] if nodes == 1 else at_a_free_port()
+    options = [*meeting, f"--nnodes={nodes}", f"--nproc-per-node={processes}"]
+    code, err = launch([*options, *worker("figures", index, out)], nodes=nodes)
+    assert code == 0, err
+    found = results(out)
+    assert len(found) == processes * nodes
+    for each in found:
+        # dropout_cnn too: all processes draw the random numbers that one would.
+        assert np.allclose(each["losses"], alone["losses"], rtol=2e-4)
+        assert max(each["gradients"]) < 1e-12  # BatchNorm's too, in float64
+    assert alone["gradients"] == [0, 0, 0]
+    # Each picture once an epoch, and each of these in the batch of the single process.
+    together = [
+        [shuffled, epoch, sorted(chain(*(each["seen"][i][2] for each in found)))]
+        for i, (shuffled, epoch, _) in enumerate(found[0]["seen"])
+    ]
+    assert together == [[kind, epoch, sorted(seen)] for kind, epoch, seen in alone["seen"]]
+    assert {Path(name).name for name in found[0]["written"]} >= {"last.pth", "epoch_1.pth"}
+    assert all(each["written"] == [] for each in found[1:])
+
+
+def at_a_free_port() -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
+
+
+def test_a_killed_process_is_started_again_and_training_goes_on(
+    index: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "restarted"
+    options = ["--nproc-per-node=2", "--max-restarts=1", *at_a_free_port()]
+    code, err = launch([*options, *worker("until_killed", index, out)])
+    assert code == 0, err
+    assert results(out) == [{"epochs": [2, 3], "attempt": "1"}] * 2
+    undisturbed = tmp_path / "undisturbed"
+    command = ["-m", "face_gender.train", str(index), "--recipe", "dropout_cnn", "--epochs", "4"]
+    options = ["--standalone", "--nproc-per-node=2"]
+    code, err = launch(
+        [*options, *command, "--batch-size", "8", "--output", str(undisturbed), "--quiet"]
+    )
+    assert code == 0, err
+    whole, resumed = (
+        load_checkpoint(folder / "dropout_cnn" / "epoch_3.pth").weights
+        for folder in (undisturbed, out)
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_without_restarts_the_others_end_with_a_sentence_and_resume_goes_on(
+    index: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "broken_off"
+    options = ["--standalone", "--nproc-per-node=2"]
+    code, _ = launch([*options, *worker("until_killed", index, out)])
+    assert code != 0
+    assert results(out) == []
+    command = ["-m", "face_gender.train", str(index), "--recipe", "dropout_cnn", "--resume"]
+    code, err = launch([*options, *command, "--output", str(out), "--quiet"])
+    assert code == 0, err
+    assert (out / "dropout_cnn" / "epoch_3.pth").exists()
+    rows = (out / "dropout_cnn" / "history.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2", "3"]
+
+
+# Its parts
+
+
+@given(
+    size=st.integers(1, 60),
+    batch_size=st.integers(1, 20),
+    processes=st.integers(1, 6),
+    excluded=st.sets(st.integers(0, 59), max_size=5),
+)
+def test_the_parts_of_each_batch_are_the_batch(
+    size: int, batch_size: int, processes: int, excluded: set[int]
+) -> None:
+    def tasks(world: World) -> list[list[int]]:
+        sampler = EpochSampler(size, batch_size, 4, True, 3, world)
+        sampler.excluded = {each for each in excluded if each < size}
+        return [task.positions.tolist() for task in sampler]
+
+    every = [tasks(World(rank, processes)) for rank in range(processes)]
+    assert [list(chain(*parts)) for parts in zip(*every, strict=True)] == tasks(World())
+    sizes = [len(part) for parts in every for part in parts]
+    assert max(sizes, default=0) <= -(-batch_size // processes)
+
+
+def test_dropout_of_a_part_is_that_of_the_whole() -> None:
+    values = torch.randn(9, 31)
+    torch.manual_seed(5)
+    whole = torch.nn.Dropout(0.3)(values)
+    share, parts = Share(), []
+    dropout = as_one_batch(torch.nn.Sequential(torch.nn.Dropout(0.3)), share, torch.device("cpu"))
+    for rank, part in enumerate(values.tensor_split(4)):
+        share.set([3, 2, 2, 2], rank)
+        torch.manual_seed(5)
+        parts.append(dropout(part))
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(dropout.eval()(values), values)
+
+
+def test_a_process_alone_needs_no_others() -> None:
+    world = World()
+    assert world.gathered("a") == ["a"]
+    assert world.from_first("b") == "b"
+    assert world.counts(3, torch.device("cpu")) == [3]
+    assert world.first
+
+
+def elastic(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
+    names = {"rank": 0, "world_size": 1, "local_rank": 0, "local_world_size": 1}
+    for name, value in {**names, "torchelastic_run_id": "job", **values}.items():
+        monkeypatch.setenv(name.upper(), str(value))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    elastic(monkeypatch, world_size=4, local_world_size=4)
+    monkeypatch.setattr(distributed, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError) as caught:
+        join("cuda")
+    assert "4 processes share 2 GPUs" in sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("second", "goes_on"),
+    [
+        ({}, True),
+        ({"torchelastic_run_id": "another"}, False),
+    ],
+)
+def test_the_same_job_goes_on_by_itself_and_another_begins(
+    second: dict[str, str], goes_on: bool, index: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    elastic(monkeypatch)
+    run = trained(index, tmp_path)
+    assert run(1) == [0]
+    elastic(monkeypatch, **second)
+    assert run(9) == ([1, 2] if goes_on else [0, 1, 2])
+    # A job that is complete begins anew under the same name.
+    assert run(9) == [0, 1, 2]
+
+
+def test_a_job_without_a_name_is_known_by_its_launch(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elastic(monkeypatch, torchelastic_run_id="none")
+    run = trained(index, tmp_path)
+    assert run(1) == [0]
+    assert run(1) == [1]
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert run(1) == [0]
+
+
+def trained(index: Path, tmp_path: Path) -> Callable[[int], list[int]]:
+    recipe = get_recipe("compact_cnn", epochs=3, batch_size=8)
+
+    def run(epochs: int) -> list[int]:
+        reports = training(recipe, index, index.parent, tmp_path / "w", progress=False)
+        found = []
+        for report in reports:
+            found.append(report.epoch)
+            if len(found) == epochs:
+                break
+        reports.close()  # type: ignore[attr-defined]
+        return found
+
+    return run
+
+
+def test_a_damaged_last_pth_does_not_keep_a_new_job_from_beginning(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elastic(monkeypatch)
+    run = trained(index, tmp_path)
+    run(1)
+    RunFolder(tmp_path / "w", "compact_cnn").last.write_bytes(b"damaged")
+    assert run(1) == [0]
+
+
+def test_what_another_process_leaves_behind_is_one_sentence() -> None:
+    with pytest.raises(InputError) as caught, distributed.in_one_sentence(World(1, 2)):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+    assert "--resume" in sentence(caught)
+    with pytest.raises(RuntimeError), distributed.in_one_sentence(World()):
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_errors_name_the_process_they_come_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elastic(monkeypatch, rank=3)
+    assert train.main(["nowhere.csv", "--recipe", "compact_cnn"]) == 1
+    assert capsys.readouterr().err.startswith("face_gender.train (process 3): nowhere.csv")
