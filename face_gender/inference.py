@@ -87,9 +87,13 @@ class Classifier:
         """
         try:
             return self._by_engine(pixels) if self.engine else self._by_model(pixels)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
+                height, width = pixels.shape[-2:]
+                raise InputError(
+                    f"{self.checkpoint.recipe.arch} cannot take pictures of {height} x {width} "
+                    "pixels, which the weights ask for: use weights as this kit saved them."
+                ) from error
         # Outside the handler, which keeps what does not fit alive.
         if len(pixels) == 1:
             raise InputError("memory is too small for a single picture: use --device cpu.")
