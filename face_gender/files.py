@@ -6,7 +6,9 @@ heavy is imported.
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import os
 import posixpath
 import re
@@ -36,12 +38,11 @@ MAX_BYTES = 2**30
 _MEMBER = struct.Struct("<QQQIHH")
 _ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")  # of the archive's directory
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-# Flags that leave the bytes as they are: degree of deflating, sizes behind the bytes, UTF-8.
-_PLAIN_FLAGS = 0b1000_0000_1110
+_ENCRYPTED = 0b10_0000_0100_0001  # flags: the bytes, strongly, the directory too
 # A member of over 64 MiB that is packed smaller than this is no photograph.
 _MOST_PACKED = (2**26, 100)
-# What is read at a time of a member in a method whose output Python cannot bound.
-_PIECE = 4096
+# What unpacking LZMA may take; its dictionary may be announced as 4 GB.
+_LZMA_MEMORY = 2**28
 # Control characters, line ends, marks that turn the direction of writing, and lone surrogates.
 _UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_EXCERPT = 80
@@ -145,7 +146,14 @@ class ArchiveSource:
 
     def _directory_by_zipfile(self) -> tuple[list[str], bytes]:
         """Return what `_read_directory` does, of any archive. Raises InputError for no archive."""
-        infos = self._open_zip().infolist()
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise InputError(
+                f"{self.path} cannot be read as a .zip archive ({error}): "
+                "make or download the archive again."
+            ) from error
         table = b"".join(
             _MEMBER.pack(
                 min(max(info.header_offset, 0), 2**62),  # any other place is outside the archive
@@ -161,30 +169,15 @@ class ArchiveSource:
 
     def _reset(self) -> None:
         self._file: IO[bytes] | None = None
-        self._archive: zipfile.ZipFile | None = None
-        self._owner = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_file", "_archive", "_owner", "_lock")
+        own = ("_file", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
-
-    def _open_zip(self) -> zipfile.ZipFile:
-        # A forked worker shares the parent's file position, so every process opens its own.
-        if self._archive is None or self._owner != os.getpid():
-            try:
-                self._archive = zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-                raise InputError(
-                    f"{self.path} cannot be read as a .zip archive ({error}): "
-                    "make or download the archive again."
-                ) from error
-            self._owner = os.getpid()
-        return self._archive
 
     def names(self, recursive: bool = True) -> Iterator[str]:
         """Yield the name of every file member, each once; not ``recursive``: the root's own."""
@@ -199,17 +192,18 @@ class ArchiveSource:
         offset, packed, size, crc, method, flags = _MEMBER.unpack_from(
             self._table, place * _MEMBER.size
         )
-        if flags & 1:
+        if flags & _ENCRYPTED:
             raise OSError("encrypted in the archive")
+        if method not in _UNPACKED_BY:
+            raise OSError(f"packed by a method that is not known ({method})")
         _check_size(size)
         least, ratio = _MOST_PACKED
         if size > least and size > ratio * packed:
             raise OSError(f"decompression bomb: {size:,} bytes packed into {packed:,}")
-        if method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not flags & ~_PLAIN_FLAGS:
-            data = _unpack(self._packed(offset, packed), method, size)
-            if data is not None and zlib.crc32(data) == crc:
-                return data
-        return self._read_by_zipfile(place, name, size)
+        data = _unpack(self._packed(offset, packed), method, size)
+        if data is None or zlib.crc32(data) != crc:
+            raise OSError("damaged in the archive, or changed since it was listed")
+        return data
 
     def _packed(self, offset: int, size: int) -> bytes:
         """Return a member's bytes as they lie in the archive, fewer where something is odd."""
@@ -231,23 +225,6 @@ class ArchiveSource:
         with self._lock:
             file.seek(offset)
             return file.read(size)
-
-    def _read_by_zipfile(self, place: int, name: str, size: int) -> bytes:
-        """Read what is rarely packed, or damaged: zipfile knows all methods and the reasons."""
-        try:
-            archive = self._open_zip()
-            info = archive.infolist()[place]
-            if _member_name(info) != self.top + name:
-                raise OSError("the archive has changed since it was listed")
-            # In pieces: zipfile unpacks what it reads as far as it goes, and cuts it afterwards.
-            with archive.open(info) as member:
-                pieces = list(iter(lambda: member.read(_PIECE), b""))
-        except Exception as error:  # zlib.error, lzma.LZMAError: one type for each compression
-            raise OSError(f"damaged in the archive: {excerpt(str(error))}") from error
-        data = b"".join(pieces)
-        if len(data) != size:
-            raise OSError("damaged in the archive: of another size than it announces")
-        return data
 
 
 def _read_directory(path: Path) -> tuple[list[str], bytes] | None:
@@ -299,16 +276,34 @@ def _find_directory(file: IO[bytes]) -> tuple[int, int]:
 
 
 def _unpack(packed: bytes, method: int, size: int) -> bytes | None:
-    """Return a member's ``size`` bytes, None where they are fewer. Raises OSError for a bomb."""
-    data = packed
-    if method == zipfile.ZIP_DEFLATED:
-        try:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
-        except zlib.error:
-            return None
-        if len(data) > size:
-            raise OSError(f"decompression bomb: over the {size:,} bytes that it announces")
+    """Return a member's ``size`` bytes, None where they are fewer. Raises OSError for a bomb.
+
+    No more is ever unpacked than announced: zipfile unpacks bzip2 and LZMA as far as they go.
+    """
+    try:
+        data = _UNPACKED_BY[method](packed, size + 1)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
+        return None
+    if len(data) > size:
+        raise OSError(f"decompression bomb: over the {size:,} bytes that it announces")
     return data if len(data) == size else None
+
+
+def _unlzma(packed: bytes, most: int) -> bytes:
+    """Unpack what a .zip holds: a version, the length of the settings, these, and the stream."""
+    start = 4 + int.from_bytes(packed[2:4], "little")
+    alone = packed[4:start] + b"\xff" * 8 + packed[start:]  # a .lzma file of no known length
+    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_MEMORY).decompress(alone, most)
+
+
+_UNPACKED_BY: dict[int, Callable[[bytes, int], bytes]] = {
+    zipfile.ZIP_STORED: lambda packed, most: packed[:most],
+    zipfile.ZIP_DEFLATED: lambda packed, most: zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+        packed, most
+    ),
+    zipfile.ZIP_BZIP2: lambda packed, most: bz2.BZ2Decompressor().decompress(packed, most),
+    zipfile.ZIP_LZMA: _unlzma,
+}
 
 
 Source = FolderSource | ArchiveSource

@@ -369,7 +369,8 @@ def _odd() -> tuple[Any, ...]:
     plain: tuple[Any, ...] = (
         None, True, False, 0, 1, 2, -1, 0.5, -0.0, float("nan"), float("inf"), 10**9, 2**63,
         10**400, "", "x", "resnet18", "compact_cnn", "x" * 10**6, "../x",
-        "\n\x1b[2J", "\ud800", "none", [], (), {}, [1], ["male"], ["male", "male"], ["male", 3], ["a"] * 10**4, [float("nan")] * 3,
+        "\n\x1b[2J", "\ud800", "none", [], (), {}, [1], ["male"], ["male", "male"], ["male", 3],
+        ["a"] * 10**4, [float("nan")] * 3,
         [0.5, 0.5], [[1], [2]], {"a": 1}, {1: 2}, {"a": {"b": {}}}, [deep], deep, {"d": deep},
         table, [str(i) for i in range(3000)], 1j, b"bytes", {1, 2}, bytearray(9), OrderedDict(a=2),
     )  # fmt: skip
