@@ -36,6 +36,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -43,7 +44,8 @@ from tools.fuzz_targets import TARGETS, Target, seed_files
 
 # What each target's share of the inputs is.
 _SHARES = {"image": 0.5, "index": 0.2, "zip": 0.15, "checkpoint": 0.15}
-_BATCH = 200  # inputs that a child does before it tells of them
+_START = "spawn"  # each child is a clean process, whatever ran before
+_TO_START = 300.0  # seconds: to import torch on a busy machine
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -99,61 +101,48 @@ def _watch(
     name: str, numbers: range, options: argparse.Namespace, outcomes: Counter[str], started: float
 ) -> int:
     """Let one child work until it is done, dies or hangs; return the next number to do."""
-    context = multiprocessing.get_context("spawn")  # a clean process, whatever ran in the last
+    context: Any = multiprocessing.get_context(_START)
     here, there = context.Pipe()
     arguments = (name, numbers, options.seed, options.memory, there)
     child = context.Process(target=_work, args=arguments, daemon=True)
     child.start()
     there.close()
-    current, patience = numbers.start, 300.0  # to import torch on a busy machine
+    current, patience = numbers.start, _TO_START
     try:
         while here.poll(patience):
-            try:
-                kind, number, text = here.recv()
-            except EOFError:
-                child.join()
-                _keep(name, current, options, f"killed the process ({child.exitcode})", outcomes)
-                return current + 1
-            current, patience = number, options.limit
-            if kind == "failure":
-                _keep(name, number, options, text, outcomes)
-            elif kind == "outcomes":
-                outcomes.update(text)
-                if options.seconds and time.perf_counter() - started > options.seconds:
-                    return number
-            elif kind == "end":
-                return number
+            outcome = here.recv()
+            if outcome.startswith("FAILURE "):
+                _keep(name, current, options, outcome.removeprefix("FAILURE "), outcomes)
+            elif outcome:
+                outcomes[outcome] += 1
+            current += bool(outcome)
+            late = options.seconds and time.perf_counter() - started > options.seconds
+            if late or current == numbers.stop:
+                return current
+            patience = options.limit
         _keep(name, current, options, f"took over {options.limit:g} s", outcomes)
-        return current + 1
+    except EOFError:
+        child.join()
+        _keep(name, current, options, f"killed the process ({child.exitcode})", outcomes)
     finally:
         child.kill()
         child.join()
+    return current + 1
 
 
 def _work(name: str, numbers: range, seed: int, memory: float, pipe: Connection) -> None:
-    """Do the inputs of these numbers and say what became of them."""
+    """Do the inputs of these numbers and say what became of each, after an empty word."""
     # Decoders write to the descriptor itself what they think of a file.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("ignore")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         target = TARGETS[name](Path(folder))
         seeds = seed_files(name)
         _limit_memory(memory)
+        pipe.send("")
         for number in numbers:
-            pipe.send(("start", number, ""))
             data = target.mutate(random.Random(f"{seed} {name} {number}"), seeds)
-            outcome = attempt(target, data)
-            if outcome.startswith("FAILURE"):
-                pipe.send(("failure", number, outcome.removeprefix("FAILURE ")))
-            else:
-                counts[outcome] += 1
-            if number % _BATCH == _BATCH - 1:
-                pipe.send(("outcomes", number + 1, counts))
-                counts = Counter()
-    pipe.send(("outcomes", numbers.stop, counts))
-    pipe.send(("end", numbers.stop, ""))
+            pipe.send(attempt(target, data))
 
 
 def attempt(target: Target, data: bytes) -> str:
