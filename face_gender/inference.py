@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
 from face_gender.engines import MARGIN, Engine, OpenVino
-from face_gender.files import InputError, Source, cpu_count, write_atomically
+from face_gender.files import InputError, Source, cpu_count, excerpt, write_atomically
 from face_gender.images import UnreadableImage, load_pixels
 from face_gender.models import for_inference, probabilities_of
 from face_gender.preprocessing import stack
@@ -90,9 +90,10 @@ class Classifier:
         except (RuntimeError, AssertionError, ValueError) as error:
             if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
                 height, width = pixels.shape[-2:]
+                reason = excerpt(f"{error}.".splitlines()[0].split(". ")[0].rstrip("."))
                 raise InputError(
-                    f"{self.checkpoint.recipe.arch} cannot take pictures of {height} x {width} "
-                    "pixels, which the weights ask for: use weights as this kit saved them."
+                    f"{self.checkpoint.recipe.arch} cannot answer pictures of {height} x {width} "
+                    f"pixels ({reason}): use other weights, or --device cpu."
                 ) from error
         # Outside the handler, which keeps what does not fit alive.
         if len(pixels) == 1:

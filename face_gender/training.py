@@ -36,7 +36,7 @@ from face_gender.devices import (
     mixed_precision,
     pick_device,
 )
-from face_gender.files import InputError, Source, copy_atomically, open_source
+from face_gender.files import InputError, Source, copy_atomically, open_source, shown
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation
 from face_gender.models import (
@@ -499,7 +499,7 @@ def _exclude(batch: Batch, dataset: FaceDataset, sampler: EpochSampler) -> None:
     for position, reason in batch.failures:
         sampler.excluded.add(position)
         warnings.warn(
-            f"{dataset.paths[position]} is left out: {reason}",
+            shown(f"{dataset.paths[position]} is left out: {reason}"),
             UnreadablePictureWarning,
             stacklevel=2,
         )

@@ -35,7 +35,7 @@ from sentences import sentence
 
 import data_split
 import process
-from face_gender import CLASSES, export, files
+from face_gender import CLASSES, engines, export, files
 from face_gender.checkpoint import Checkpoint, load_checkpoint, read_weights
 from face_gender.dataset import FaceDataset
 from face_gender.files import ArchiveSource, FolderSource, InputError, find_images, open_source
@@ -575,6 +575,26 @@ def test_a_folder_without_permission_is_one_sentence(weights: Path) -> None:
         assert len(labels) == 7
 
 
+@ON_UNIX
+def test_a_graph_that_is_a_pipe_is_none(work: Path, weights: Path, capsys: Capture) -> None:
+    pytest.importorskip("openvino")
+    pictures = make_faces(work.parent / "pictures", 1, 1)
+    path = Path(shutil.copy(weights, work.parent / "net.pth"))
+    os.mkfifo(path.with_suffix(".onnx"))
+    options = ("--recursive", "--weights", path, "--engine", "openvino")
+    assert run(process.main, pictures, *options) == 1
+    assert "net.onnx does not exist" in one_sentence(capsys.readouterr().err, "process.py")
+
+
+@pytest.mark.parametrize("value", ["", "{", "[" * 100_000, "\ud800"])
+def test_a_graph_that_says_nonsense_of_itself_says_nothing(value: str) -> None:
+    class Model:
+        def get_rt_info(self, place: list[str]) -> Any:
+            return type("Info", (), {"value": value})
+
+    assert engines._value(Model(), "classes") is None
+
+
 # --- files that change ----------------------------------------------------------------------------
 
 
@@ -910,7 +930,7 @@ def test_a_size_that_the_net_cannot_take_is_one_sentence(work: Path, capsys: Cap
     pictures = make_faces(work.parent / "pictures", 1, 1)
     assert run(process.main, pictures, "--recursive", "--quiet", "--weights", path) == 1
     found = one_sentence(capsys.readouterr().err, "process.py")
-    assert "cannot take pictures of 4 x 4 pixels" in found
+    assert "cannot answer pictures of 4 x 4 pixels" in found
 
 
 def test_a_file_of_optimiser_state_and_parameters_still_opens(
