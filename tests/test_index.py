@@ -25,7 +25,7 @@ from sentences import sentence
 
 import face_gender.index as index_module
 from face_gender import CLASSES
-from face_gender.files import ArchiveSource, FolderSource, InputError, Source
+from face_gender.files import ArchiveSource, FolderSource, InputError, Source, leads_out
 from face_gender.images import UnreadableImage, decode_image
 from face_gender.index import (
     SPLITS,
@@ -748,6 +748,7 @@ def test_any_name_survives_writing_and_reading(
     names: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     texts = [name.decode("utf-8", "surrogateescape") + ".jpg" for name in names]
+    assume(not any(leads_out(text) for text in texts))  # which is refused
     table = pd.DataFrame({"path": pd.Series(texts, dtype=object), "label": 0})
     path = tmp_path_factory.mktemp("names") / "index.csv"
     write_index(table, path)
