@@ -5,8 +5,8 @@ python tools/fuzz_coverage.py image -max_total_time=240 [any option of libFuzzer
 
 The kit's own modules and those of Pillow, zipfile and pickletools are instrumented. libFuzzer keeps
 what reaches new code in a corpus in memory, and stops at the first failure, whose input it writes
-to crash-… in the working directory. Its own timer is off: it is SIGALRM, which ended the process
-once torch was at work. Put `timeout` before the command, and see in the last line what it was at.
+to crash-… in the working directory. Its own timer is put off: it is SIGALRM, which ended the
+process once torch was at work. Put `timeout` before the command instead.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
             return bytes(atheris.Mutate(data, most))
         return target.mutate(rng, [data])[:most]
 
-    limits = ["-timeout=0", "-rss_limit_mb=6000", "-max_len=2000000", "-close_fd_mask=2"]
+    limits = ["-timeout=100000", "-rss_limit_mb=6000", "-max_len=2000000", "-close_fd_mask=2"]
     arguments = [sys.argv[0], *limits, *options, os.fspath(folder / "corpus")]
     atheris.Setup(arguments, target.check, custom_mutator=mutate)
     atheris.Fuzz()
