@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import reprlib
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,11 @@ from torch import Tensor, nn
 
 # What ITU-R BT.601 takes red, green and blue for in a grey value, as Pillow and torchvision do.
 _GREY = (0.299, 0.587, 0.114)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a setting is a finite number."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,21 @@ class Augmentation:
     erasing: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("horizontal_flip", "rotation"):
+            if not is_number(getattr(self, name)):
+                raise ValueError(f"{name} is a number.")
         for name in ("shift", "colour", "grey", "downscale", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a number from 0 to 1, not {getattr(self, name)}.")
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
+                value = reprlib.repr(getattr(self, name))
+                raise ValueError(f"{name} is a number from 0 to 1, not {value}.")
         pair = isinstance(self.zoom, tuple) and len(self.zoom) == 2
-        if not pair or not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
-            raise ValueError(f"zoom is a smallest and a largest scale above 0, not {self.zoom}.")
+        if (
+            not pair
+            or not all(map(is_number, self.zoom))
+            or not 0 < self.zoom[0] <= self.zoom[1] < math.inf
+        ):
+            value = reprlib.repr(self.zoom)
+            raise ValueError(f"zoom is a smallest and a largest scale above 0, not {value}.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is a probability, not {self.horizontal_flip}.")
         if not 0 <= self.rotation <= 180:

@@ -11,6 +11,7 @@ import platform
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,21 @@ import torchvision
 from torch import Tensor, nn
 
 import face_gender
-from face_gender.files import InputError, write_atomically
+from face_gender.files import InputError, excerpt, write_atomically
 from face_gender.models import build_model
-from face_gender.preprocessing import FaceTransform, Preprocessing
+from face_gender.preprocessing import FaceTransform, Preprocessing, as_dict, as_tuple
+from face_gender.pth import check_pth
 from face_gender.recipes import RECIPES, Recipe, get_recipe
 
 FORMAT = 1
+_MOST_CLASSES = 1_000
+_LONGEST_NAME = 100  # of a class
+_LAST_EPOCH = 10**9
+# What a net's weights and counters are of. Others cannot be turned into float32, or mean others.
+_DTYPES = frozenset((
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+))  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -186,6 +196,11 @@ def load_weights(
                 f"these weights are not those of {name}: {key} is {tuple(tensor.shape)} "
                 f"and should be {tuple(own[key].shape)}: name their own recipe and classes."
             )
+        if own[key].is_floating_point() and not tensor.is_floating_point():
+            raise InputError(
+                f"these weights are not those of {name}: {key} holds whole numbers "
+                f"({tensor.dtype}) and should hold fractions: save model.state_dict() instead."
+            )
     if assign:
         weights = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in weights.items()}
     model.load_state_dict(dict(weights), strict=False, assign=assign)
@@ -206,6 +221,7 @@ def read_content(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the path of a .pth file.")
     try:
+        check_pth(path)
         with warnings.catch_warnings():
             # A TorchScript file is refused below, in words of our own.
             warnings.simplefilter("ignore")
@@ -221,6 +237,8 @@ def read_content(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error}): give the path of a .pth file."
         ) from error
+    except InputError:
+        raise
     except Exception as error:  # a damaged file raises anything, in paragraphs of torch's own
         raise InputError(
             f"{path} is not a whole .pth file (cut short, damaged, or something else under that "
@@ -230,33 +248,76 @@ def read_content(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} holds no weights but a {type(content).__name__}: give a .pth file."
         )
-    return content
+    return as_dict(content)
 
 
 def parse_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
     """Return the checkpoint that a file of this kit holds. Raises InputError for another's."""
-    if content.get("format") != FORMAT:
+    version = content.get("format")
+    if type(version) is not int or version != FORMAT:
         raise InputError(
-            f"{path} has format {content.get('format')!r} and this version reads {FORMAT}: "
+            f"{path} has format {excerpt(version)} and this version reads {FORMAT}: "
             "use the version of face_gender that wrote it."
         )
     try:
-        if not isinstance(content["seen"], Tensor):
-            raise TypeError("seen is no tensor")
-        return Checkpoint(
-            recipe=Recipe.from_dict(content["recipe"]),
-            classes=tuple(str(name) for name in content["classes"]),
-            preprocessing=Preprocessing.from_dict(content["preprocessing"]),
-            weights=_state_dict(content["weights"], path),
-            epoch=content["epoch"],
-            metrics=dict(content["metrics"]),
-            seen=content["seen"],
-            versions=dict(content["versions"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        recipe, preprocessing = as_dict(content["recipe"]), as_dict(content["preprocessing"])
+        parts: dict[str, Any] = {
+            "recipe": Recipe.from_dict(recipe),
+            "classes": _classes(content["classes"]),
+            "preprocessing": Preprocessing.from_dict(preprocessing),
+            "epoch": _epoch(content["epoch"]),
+            "metrics": _metrics(content["metrics"]),
+            "seen": _hashes(content["seen"]),
+            "versions": as_dict(content["versions"]),
+        }
+        weights = as_dict(content["weights"])
+    except _MALFORMED as error:
         raise InputError(
             f"{path} is not a whole checkpoint ({_first_line(error)}): copy or train it again."
         ) from error
+    return Checkpoint(weights=_state_dict(weights, path), **parts)
+
+
+_MALFORMED = (InputError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
+def _classes(value: Any) -> tuple[str, ...]:
+    names = as_tuple(value)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("classes are no names")
+    if not 1 <= len(set(names)) == len(names) <= _MOST_CLASSES:
+        raise ValueError(f"classes are 1 to {_MOST_CLASSES:,} different names")
+    if not all(0 < len(name) <= _LONGEST_NAME for name in names):
+        raise ValueError(f"the name of a class has 1 to {_LONGEST_NAME} characters")
+    return names
+
+
+def _epoch(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= _LAST_EPOCH):
+        raise ValueError("epoch is no whole number")
+    return value
+
+
+def _metrics(value: Any) -> dict[str, float]:
+    metrics = as_dict(value)
+    if not all(isinstance(k, str) and isinstance(v, Real) for k, v in metrics.items()):
+        raise TypeError("metrics are no numbers by name")
+    return {name: float(figure) for name, figure in metrics.items()}
+
+
+def _hashes(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 1:
+        raise TypeError("seen is no tensor of hashes")
+    _check_tensor(value)
+    return value
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    """Raise TypeError or ValueError for what is not simply numbers, each of them in the file."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+        raise TypeError(f"{tensor.dtype}, {tensor.layout}, on {tensor.device}")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{tensor.numel():,} values, and fewer are in the file")
 
 
 def _check_claims(
@@ -278,10 +339,19 @@ def _state_dict(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """Return the tensors, also from under the names that other training scripts put them."""
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(content.get(name), dict):
-            content = content[name]
-    if not content or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+            content = as_dict(content[name])
+    pairs = content.items()
+    if not pairs or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs):
         raise InputError(f"{path} holds no weights: save model.state_dict().")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    for name, tensor in pairs:
+        try:
+            _check_tensor(tensor)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: {excerpt(name)} is no plain weight ({error}): "
+                "save model.state_dict() of a net in float32."
+            ) from error
+    return {name.removeprefix("module."): tensor for name, tensor in pairs}
 
 
 def _plain(value: Any) -> Any:
@@ -296,4 +366,5 @@ def _plain(value: Any) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".:")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return excerpt(lines[0]).rstrip(".:?")

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,7 @@ def check_libraries(names: Iterable[str]) -> None:
 def check_engine(weights: Path) -> None:
     """Raise InputError where OpenVINO or the exported graph of these weights is missing."""
     check_libraries(["openvino"])
-    if not graph_path(weights).exists():
+    if not graph_path(weights).is_file():
         raise InputError(f"{graph_path(weights)} does not exist: {_cure(weights)}.")
 
 
@@ -133,7 +134,9 @@ def _check_origin(model: Any, expected: dict[str, str], path: Path, weights: Pat
 def _value(model: Any, name: str) -> Any:
     """Return what a graph says of itself under a name of `describe`, None where nothing."""
     place = ["framework", name]
-    return json.loads(model.get_rt_info(place).value) if model.has_rt_info(place) else None
+    with suppress(ValueError, RuntimeError, RecursionError):  # anybody's graph may say anything
+        return json.loads(model.get_rt_info(place).value)
+    return None
 
 
 def _from_pixels(model: Any, checkpoint: Checkpoint) -> Any:

@@ -6,10 +6,14 @@ heavy is imported.
 
 from __future__ import annotations
 
+import bz2
 import hashlib
+import io
+import lzma
 import os
 import posixpath
 import re
+import reprlib
 import secrets
 import shutil
 import stat
@@ -20,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 IMAGE_SUFFIXES = frozenset((
@@ -35,12 +39,32 @@ MAX_BYTES = 2**30
 _MEMBER = struct.Struct("<QQQIHH")
 _ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")  # of the archive's directory
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-# Flags that leave the bytes as they are: degree of deflating, sizes behind the bytes, UTF-8.
-_PLAIN_FLAGS = 0b1000_0000_1110
+_ENCRYPTED = 0b10_0000_0100_0001  # flags: the bytes, strongly, the directory too
+# A member of over 64 MiB that is packed smaller than this is no photograph.
+_MOST_PACKED = (2**26, 100)
+# What unpacking LZMA may take; its dictionary may be announced as 4 GB.
+_LZMA_MEMORY = 2**28
+# Control characters, line ends, marks that turn the direction of writing, and lone surrogates.
+_UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_EXCERPT = 80
+
+
+def shown(text: object) -> str:
+    """Return a text as a terminal may show it: what would move or colour it stands escaped."""
+    return _UNSHOWN.sub(lambda sign: sign[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def excerpt(value: object) -> str:
+    """Return the start of a text or value that may be of any length, for a sentence."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= _LONGEST_EXCERPT else f"{text[:_LONGEST_EXCERPT]}…"
 
 
 class InputError(Exception):
     """What the user gave cannot be used; the message is one sentence that names it and the cure."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class FolderSource:
@@ -75,7 +99,13 @@ class FolderSource:
                 return
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one file. Raises OSError as `read_file` does."""
+        """Return the bytes of one file. Raises OSError as `read_file` does.
+
+        Also for a name that leads out of the folder, which an index from elsewhere may hold.
+        Links in the folder are followed wherever they lead: who owns the folder put them there.
+        """
+        if leads_out(name):
+            raise OSError("its name leads out of the folder")
         return read_file(os.path.join(self.path, name))
 
     def stamp(self, name: str) -> tuple[int, int]:
@@ -99,22 +129,37 @@ class ArchiveSource:
     ``top``: a folder in the archive, with a slash at its end, that names are relative to.
     The directory is read once, here; forked and pickled copies bring it along. It is kept as
     bytes: with an object for each member, a forked worker would copy the memory of each that it
-    reads, as using an object writes into it.
+    reads, as using an object writes into it. Nothing is ever unpacked into a file; members whose
+    names are absolute or lead upwards go into ``unlisted``, since results are written by name.
     """
 
     def __init__(self, path: Path, top: str = "") -> None:
         self.path = path
         self.top = top
-        self.unlisted: list[tuple[str, str]] = []
         self._reset()
         names, self._table = _read_directory(path) or self._directory_by_zipfile()
+        self.unlisted = [
+            (name, "its name leads out of the archive")
+            for name in names
+            if leads_out(name) and not name.endswith("/")
+        ]
+        outside = {name for name, _ in self.unlisted}
         self._places = {
-            name.removeprefix(top): i for i, name in enumerate(names) if name.startswith(top)
+            name.removeprefix(top): i
+            for i, name in enumerate(names)
+            if name.startswith(top) and name not in outside
         }
 
     def _directory_by_zipfile(self) -> tuple[list[str], bytes]:
         """Return what `_read_directory` does, of any archive. Raises InputError for no archive."""
-        infos = self._open_zip().infolist()
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise InputError(
+                f"{self.path} cannot be read as a .zip archive ({error}): "
+                "make or download the archive again."
+            ) from error
         table = b"".join(
             _MEMBER.pack(
                 min(max(info.header_offset, 0), 2**62),  # any other place is outside the archive
@@ -130,30 +175,15 @@ class ArchiveSource:
 
     def _reset(self) -> None:
         self._file: IO[bytes] | None = None
-        self._archive: zipfile.ZipFile | None = None
-        self._owner = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_file", "_archive", "_owner", "_lock")
+        own = ("_file", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
-
-    def _open_zip(self) -> zipfile.ZipFile:
-        # A forked worker shares the parent's file position, so every process opens its own.
-        if self._archive is None or self._owner != os.getpid():
-            try:
-                self._archive = zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-                raise InputError(
-                    f"{self.path} cannot be read as a .zip archive ({error}): "
-                    "make or download the archive again."
-                ) from error
-            self._owner = os.getpid()
-        return self._archive
 
     def names(self, recursive: bool = True) -> Iterator[str]:
         """Yield the name of every file member, each once; not ``recursive``: the root's own."""
@@ -168,14 +198,18 @@ class ArchiveSource:
         offset, packed, size, crc, method, flags = _MEMBER.unpack_from(
             self._table, place * _MEMBER.size
         )
-        if flags & 1:
+        if flags & _ENCRYPTED:
             raise OSError("encrypted in the archive")
+        if method not in _UNPACKED_BY:
+            raise OSError(f"packed by a method that is not known ({method})")
         _check_size(size)
-        if method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not flags & ~_PLAIN_FLAGS:
-            data = _unpack(self._packed(offset, packed), method, size)
-            if data is not None and zlib.crc32(data) == crc:
-                return data
-        return self._read_by_zipfile(place)
+        least, ratio = _MOST_PACKED
+        if size > least and size > ratio * packed:
+            raise OSError(f"decompression bomb: {size:,} bytes packed into {packed:,}")
+        data = _unpack(self._packed(offset, packed), method, size)
+        if data is None or zlib.crc32(data) != crc:
+            raise OSError("damaged in the archive, or changed since it was listed")
+        return data
 
     def stamp(self, name: str) -> tuple[int, int]:
         """Return size and CRC-32, another pair where a member is. Raises OSError."""
@@ -188,7 +222,10 @@ class ArchiveSource:
     def _packed(self, offset: int, size: int) -> bytes:
         """Return a member's bytes as they lie in the archive, fewer where something is odd."""
         header = self._read_at(offset, _LOCAL_HEADER.size)
-        if size > MAX_BYTES or len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
+        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
+            return b""
+        assert self._file is not None
+        if size > os.fstat(self._file.fileno()).st_size:  # memory is taken before it is read
             return b""
         _, *lengths = _LOCAL_HEADER.unpack(header)
         return self._read_at(offset + _LOCAL_HEADER.size + sum(lengths), size)
@@ -202,14 +239,6 @@ class ArchiveSource:
         with self._lock:
             file.seek(offset)
             return file.read(size)
-
-    def _read_by_zipfile(self, place: int) -> bytes:
-        """Read what is rarely packed, or damaged: zipfile knows all methods and the reasons."""
-        archive = self._open_zip()
-        try:
-            return archive.read(archive.infolist()[place])
-        except Exception as error:  # zlib.error, lzma.LZMAError: one type for each compression
-            raise OSError(f"damaged in the archive: {error}") from error
 
 
 def _read_directory(path: Path) -> tuple[list[str], bytes] | None:
@@ -261,16 +290,34 @@ def _find_directory(file: IO[bytes]) -> tuple[int, int]:
 
 
 def _unpack(packed: bytes, method: int, size: int) -> bytes | None:
-    """Return a member's ``size`` bytes, None where they are fewer. Raises OSError for a bomb."""
-    data = packed
-    if method == zipfile.ZIP_DEFLATED:
-        try:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
-        except zlib.error:
-            return None
-        if len(data) > size:
-            raise OSError(f"decompression bomb: over the {size:,} bytes that it announces")
+    """Return a member's ``size`` bytes, None where they are fewer. Raises OSError for a bomb.
+
+    No more is ever unpacked than announced: zipfile unpacks bzip2 and LZMA as far as they go.
+    """
+    try:
+        data = _UNPACKED_BY[method](packed, size + 1)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
+        return None
+    if len(data) > size:
+        raise OSError(f"decompression bomb: over the {size:,} bytes that it announces")
     return data if len(data) == size else None
+
+
+def _unlzma(packed: bytes, most: int) -> bytes:
+    """Unpack what a .zip holds: a version, the length of the settings, these, and the stream."""
+    start = 4 + int.from_bytes(packed[2:4], "little")
+    alone = packed[4:start] + b"\xff" * 8 + packed[start:]  # a .lzma file of no known length
+    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_MEMORY).decompress(alone, most)
+
+
+_UNPACKED_BY: dict[int, Callable[[bytes, int], bytes]] = {
+    zipfile.ZIP_STORED: lambda packed, most: packed[:most],
+    zipfile.ZIP_DEFLATED: lambda packed, most: zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+        packed, most
+    ),
+    zipfile.ZIP_BZIP2: lambda packed, most: bz2.BZ2Decompressor().decompress(packed, most),
+    zipfile.ZIP_LZMA: _unlzma,
+}
 
 
 Source = FolderSource | ArchiveSource
@@ -283,20 +330,50 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return FolderSource(path)
     if not path.exists():
         raise InputError(f"{path} does not exist: give the path of a folder or of a .zip archive.")
-    if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+    # A pipe or a device is not even opened: it may block for ever.
+    if not path.is_file() or (path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path)):
         raise InputError(f"{path} is neither a folder nor a .zip archive: give one of these.")
     return ArchiveSource(path)
 
 
+def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """Open a file for reading, unbuffered. Raises OSError, also for pipes, devices and folders.
+
+    These would block for ever or never end; some act on being opened alone.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("not a regular file")
+        file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 - given away
+    except ValueError as error:  # a zero byte, or characters that no name on this system has
+        raise OSError("no name that a file can have") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced between the two
+        file.close()
+        raise OSError("not a regular file")
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return a file's bytes. Raises OSError, also for pipes, devices and over MAX_BYTES."""
-    status = os.stat(path)
-    # A pipe or device would block for ever or never end.
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("not a regular file")
-    _check_size(status.st_size)
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        _check_size(size)
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise OSError("changed while it was read")
+    return data
+
+
+def leads_out(name: str) -> bool:
+    """Tell whether a relative path is none: absolute, or upwards from where it starts."""
+    if not name.startswith("/") and ".." not in name and ":" not in name:
+        return False  # as nearly all are
+    path = PurePath(name)
+    return bool(path.anchor) or ".." in path.parts
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -461,12 +538,13 @@ class Stderr:
 
 
 def tell(text: str) -> None:
-    """Write a line to stderr."""
-    Stderr().write(f"{text}\n")
+    """Write a line to stderr, and no more than a line whatever names are in it."""
+    Stderr().write(f"{shown(text)}\n")
 
 
 def in_words(error: InputError | OSError) -> str:
     """Return the sentence that a command ends with."""
     if isinstance(error, InputError):
         return str(error)
-    return f"{error.filename}: {error.strerror}: check its permissions."
+    place = f"{error.filename}: " if error.filename else ""
+    return shown(f"{place}{error.strerror or error}: check its name and its permissions.")

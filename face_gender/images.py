@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from face_gender.files import Source, read_file
+from face_gender.files import Source, excerpt, read_file, shown
 from face_gender.sound import METADATA
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485
 # JPEG's own limit. A line of pixels, stretched to a net's input, would take gigabytes.
 MAX_SIDE = 65_535
+# Every scan of a progressive JPEG goes over all pixels again, and a scan takes some 20 bytes.
+_MOST_SCANNED = 20 * MAX_PIXELS
 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "HEIF")
+
+_SCAN = b"\xff\xda"
 
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
@@ -48,7 +52,7 @@ class UnreadableImage(Exception):  # noqa: N818 - a name from the design, it say
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return shown(f"{self.path}: {self.reason}")
 
 
 def load_image(path: str | os.PathLike[str], source: Source | None = None) -> Image.Image:
@@ -58,7 +62,7 @@ def load_image(path: str | os.PathLike[str], source: Source | None = None) -> Im
     1-bit, 16-bit, float, CMYK and transparent pictures are converted (transparency is laid over
     white); of an animation, the first frame is taken. Raises UnreadableImage for everything
     that cannot be read: missing, empty or truncated files, text, more than MAX_PIXELS pixels
-    or MAX_SIDE on a side.
+    or MAX_SIDE on a side, scans without end.
     """
     name = os.fspath(path)
     return decode_image(read_bytes(name, source), name)
@@ -125,7 +129,8 @@ def _is_plain_jpeg(data: bytes) -> bool:
         marker = data[place + 1]
         if marker in (0xC0, 0xC1, 0xC2):
             bits, height, width, components = struct.unpack_from(">BHHB", data, place + 4)
-            known = bits == 8 and components in (1, 3) and 0 < height * width <= MAX_PIXELS
+            known = bits == 8 and components in (1, 3) and min(height, width) > 0
+            known &= not is_bomb(width, height, data)
         elif marker == 0xDA:
             return known and not (has_metadata and _is_turned(data))
         elif not 0xC4 <= marker <= 0xFE or 0xD0 <= marker <= 0xD9:
@@ -148,6 +153,16 @@ def _is_turned(data: bytes) -> bool:
         return True
 
 
+def is_bomb(width: int, height: int, data: bytes) -> bool:
+    """Tell whether a file announces more pixels, or JPEG scans of them, than any photograph."""
+    pixels = width * height
+    if pixels > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        return True
+    # Only where it matters: among the pixels themselves, this marker cannot stand.
+    most = _MOST_SCANNED // max(1, pixels)
+    return len(data) > 10 * most and data.startswith(b"\xff\xd8") and data.count(_SCAN) > most
+
+
 def decode_image(data: bytes, name: str) -> Image.Image:
     """Decode the bytes of one picture as `load_image` does; ``name`` is for the error alone."""
     if not data:
@@ -159,16 +174,16 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         reason = "not an image, or of a format that is not known"
         raise UnreadableImage(name, "HEIC: save it as JPEG" if is_heic else reason) from error
     except Image.DecompressionBombError as error:
-        reason = f"decompression bomb: over {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} on a side"
+        reason = f"decompression bomb: over {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side, or scans"
         raise UnreadableImage(name, reason) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         reason = str(error).replace("\n", " ") or type(error).__name__
-        raise UnreadableImage(name, f"damaged: {reason}") from error
+        raise UnreadableImage(name, f"damaged: {excerpt(reason)}") from error
 
 
 def _decode(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
-        if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        if is_bomb(*image.size, data):
             raise Image.DecompressionBombError
         image.load()
         return _to_rgb(_upright(image))

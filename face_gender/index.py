@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import multiprocessing
 import os
@@ -33,16 +34,21 @@ from face_gender.files import (
     Source,
     check_output,
     cpu_count,
+    excerpt,
     has_image_suffix,
     is_hidden,
+    leads_out,
+    open_regular,
     open_source,
+    shown,
     write_atomically,
 )
-from face_gender.images import MAX_PIXELS, MAX_SIDE, UnreadableImage, decode_image
+from face_gender.images import UnreadableImage, decode_image, is_bomb
 from face_gender.sound import sound_size
 
 SPLITS = ("train", "val", "test")
 _OLDER_NAMES = {"image_name": "path", "class": "label"}
+_MOST_COLUMNS = 100  # short rows are filled up to as many
 _SEARCHED = 1_000  # rows that tell whether an index belongs to some data
 # Files that one worker hashes at a time: an interruption waits for the end of these.
 _CHUNK = 100
@@ -78,8 +84,9 @@ class IndexReport:
         contradicting = sum(len(paths) for paths in self.contradictions)
         return (
             f"{self.counts().to_string()}\n"
-            f"{self.path}: {len(self.table)} pictures, {self.duplicates} of them repeat another's "
-            f"bytes; left out: {len(self.unreadable)} unreadable, {contradicting} under both labels"
+            f"{shown(self.path)}: {len(self.table)} pictures, {self.duplicates} of them repeat "
+            f"another's bytes; left out: {len(self.unreadable)} unreadable, "
+            f"{contradicting} under both labels"
             f"{self._groups_in_words()}{self._others_in_words()}"
         )
 
@@ -90,7 +97,9 @@ class IndexReport:
         return f"; {grouped} of {len(self.table)} pictures have a group"
 
     def _others_in_words(self) -> str:
-        return f"; {len(self.others)} no pictures by name ({self.others[0]})" if self.others else ""
+        if not self.others:
+            return ""
+        return f"; {len(self.others)} no pictures by name ({shown(self.others[0])})"
 
     def counts(self) -> pd.DataFrame:
         """Return the number of pictures by split (rows) and class (columns)."""
@@ -168,7 +177,7 @@ def find_data(index: str | os.PathLike[str], table: pd.DataFrame) -> Source:
     folder = Path(index).absolute().parent
     names = table["path"].tolist()[:_SEARCHED]
     archives = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip")
-    if any((folder / name).is_file() for name in names):
+    if any(os.path.isfile(folder / name) for name in names):
         return FolderSource(folder)
     for archive in archives:
         with suppress(InputError):
@@ -205,8 +214,16 @@ def read_index(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read an index: ``path`` str, ``label`` int64, and ``split``, ``sha256``, ``group`` if there.
 
     The older forms ``path,label`` and ``image_name,class`` are read too; a label is 0, 1, male
-    or female. Raises InputError for a missing file, missing columns and unknown labels.
+    or female. Raises InputError for a missing file, missing columns, unknown labels and paths
+    that lead out of the folder of the pictures.
     """
+    table = _read_rows(path)
+    _check_paths(table["path"].tolist(), path)
+    return table
+
+
+def _read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read an index as `read_index` does, wherever its paths lead."""
     table = read_cells(Path(path), "make an index with data_split.py")
     older = {old: new for old, new in _OLDER_NAMES.items() if new not in table}
     table = table.rename(columns=older)
@@ -222,17 +239,27 @@ def read_index(path: str | os.PathLike[str]) -> pd.DataFrame:
     if labels.isna().any():
         row = int(np.flatnonzero(labels.isna())[0])
         raise InputError(
-            f"{os.fspath(path)}, row {row + 1}: label {table['label'].iloc[row]!r} is not "
+            f"{os.fspath(path)}, row {row + 1}: label {excerpt(table['label'].iloc[row])!r} is not "
             "0, 1, male or female."
         )
     table["label"] = labels.astype(np.int64)
     unknown = set(table["split"]) - set(SPLITS) if "split" in table else set()
     if unknown:
         raise InputError(
-            f"{os.fspath(path)}: split {min(unknown)!r} is not train, val or test: "
+            f"{os.fspath(path)}: split {excerpt(min(unknown))!r} is not train, val or test: "
             "make the index with data_split.py."
         )
     return table
+
+
+def _check_paths(names: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a path that leads elsewhere: an index may be anybody's."""
+    outside = next((name for name in names if leads_out(name)), None)
+    if outside is not None:
+        raise InputError(
+            f"{os.fspath(path)} names {excerpt(outside)}, which leads out of the folder: "
+            "put the CSV into the folder that holds all the pictures."
+        )
 
 
 def split_rows(table: pd.DataFrame, shares: Sequence[float], seed: int) -> npt.NDArray[np.str_]:
@@ -388,6 +415,7 @@ def _scan(data: Path) -> _Scan:
         found = _folder_names(data, unlisted)
     else:
         found = _archive_names(list(source.names()), data)
+        unlisted += source.unlisted
     label_of = {name: label for name, label in found if has_image_suffix(name)}
     for label, folder in enumerate(CLASSES):
         if label not in label_of.values():
@@ -452,20 +480,24 @@ def _label(folder: str) -> int | None:
 
 def _scan_older_csv(path: Path) -> _Scan:
     """Find the pictures that a CSV of an older form names, beside the CSV or in class folders."""
-    table = read_index(path)
+    table = _read_rows(path)
     root = path.parent
     named = [_posix(name) for name in table["path"]]
     labels = table["label"].tolist()
     names = [_locate(root, name, label) for name, label in zip(named, labels, strict=True)]
-    if not any((root / name).is_file() for name in names[:_SEARCHED]):
+    _check_paths(names, path)
+    if not any(os.path.isfile(root / name) for name in names[:_SEARCHED]):
+        example = excerpt(named[0]) if named else "none"
         raise InputError(
-            f"{path} names pictures that are not there, such as {named[0] if named else 'none'}: "
+            f"{path} names pictures that are not there, such as {example}: "
             "put the CSV into the folder that its paths start from."
         )
     label_of: dict[str, int] = {}
     for name, label in zip(names, labels, strict=True):
         if label_of.setdefault(name, label) != label:
-            raise InputError(f"{path} gives {name} both labels: leave one of the rows out.")
+            raise InputError(
+                f"{path} gives {excerpt(name)} both labels: leave one of the rows out."
+            )
     groups = dict(zip(names, table["group"], strict=True)) if "group" in table else {}
     keep = sorted(name for name in label_of if has_image_suffix(name) and not is_hidden(name))
     others = tuple(sorted(label_of.keys() - set(keep)))
@@ -483,7 +515,7 @@ def _locate(root: Path, name: str, label: int) -> str:
         name = Path(name).relative_to(root.absolute()).as_posix()
     inside = name.removeprefix(f"{root.absolute().name}/")
     candidates = [name, f"{CLASSES[label]}/{name}", inside]
-    return next((each for each in candidates if (root / each).is_file()), name)
+    return next((each for each in candidates if os.path.isfile(root / each)), name)
 
 
 def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -494,7 +526,7 @@ def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     group_of: dict[str, str] = {}
     for name, group in zip(table["path"], table["group"], strict=True):
         if group_of.setdefault(_posix(name), group) != group:
-            raise InputError(f"{path} gives {name} two groups: leave one of the rows out.")
+            raise InputError(f"{path} gives {excerpt(name)} two groups: leave one of the rows out.")
     found = {}
     for name in names:
         known = _posix(name)
@@ -504,8 +536,8 @@ def _read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     if not found:
         example = next(iter(group_of), "nothing")
         raise InputError(
-            f"{path} names no picture of the data (it has {example}, the data has {names[0]}): "
-            "its paths must be relative to the data."
+            f"{path} names no picture of the data (it has {excerpt(example)}, the data has "
+            f"{names[0]}): its paths must be relative to the data."
         )
     return found
 
@@ -515,14 +547,21 @@ def read_cells(path: Path, cure: str) -> pd.DataFrame:
     cells: list[str] = []
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(
+            io.BufferedReader(open_regular(path)),
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+            newline="",
+        ) as file:
             rows = (row for row in csv.reader(file) if row)
             columns = next(rows, [])
+            if len(columns) > _MOST_COLUMNS:
+                raise InputError(f"{path} has over {_MOST_COLUMNS} columns: {cure}.")
             for row in rows:
                 # Not a list of rows: collecting garbage among so many would double the time.
                 cells += row if len(row) == len(columns) else _fitted(row, columns, path)
     except (OSError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}): {cure}.") from error
     if not columns:
         raise InputError(f"{path} is empty: {cure}.")
@@ -536,7 +575,7 @@ def _fitted(row: list[str], columns: list[str], path: Path) -> list[str]:
     if any(row[len(columns) :]):
         raise InputError(
             f"{path} has a row of {len(row)} values under {len(columns)} names "
-            f"({','.join(row)}): put quotes around a name that holds a comma."
+            f"({excerpt(','.join(row))}): put quotes around a name that holds a comma."
         )
     return (row + [""] * len(columns))[: len(columns)]
 
@@ -658,7 +697,7 @@ def _hash_one(source: Source, name: str) -> _Hashed:
 def _is_sound(data: bytes) -> bool:
     """Tell whether a picture can be decoded, as far as its structure tells; False: perhaps."""
     size = sound_size(data)
-    return size is not None and size[0] * size[1] <= MAX_PIXELS and max(size) <= MAX_SIDE
+    return size is not None and not is_bomb(*size, data)
 
 
 def _without_contradictions(

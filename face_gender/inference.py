@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
 from face_gender.engines import MARGIN, Engine, OpenVino, graph_path
-from face_gender.files import InputError, Source, cpu_count, sha256_of, write_atomically
+from face_gender.files import (
+    InputError,
+    Source,
+    cpu_count,
+    excerpt,
+    sha256_of,
+    write_atomically,
+)
 from face_gender.images import UnreadableImage, load_pixels
 from face_gender.journal import Journal
 from face_gender.models import for_inference, probabilities_of
@@ -88,9 +95,14 @@ class Classifier:
         """
         try:
             return self._by_engine(pixels) if self.engine else self._by_model(pixels)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
+                height, width = pixels.shape[-2:]
+                reason = excerpt(f"{error}.".splitlines()[0].split(". ")[0].rstrip("."))
+                raise InputError(
+                    f"{self.checkpoint.recipe.arch} cannot answer pictures of {height} x {width} "
+                    f"pixels ({reason}): use other weights, or --device cpu."
+                ) from error
         # Outside the handler, which keeps what does not fit alive.
         if len(pixels) == 1:
             raise InputError("memory is too small for a single picture: use --device cpu.")

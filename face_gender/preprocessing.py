@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -11,10 +12,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from face_gender.augmentation import CHANCES, Augmentation
+from face_gender.augmentation import CHANCES, Augmentation, is_number
+from face_gender.files import excerpt
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Eight times what the largest net of torchvision takes; a batch of such pictures is gigabytes.
+MAX_NET_SIDE = 4096
+
+
+def as_dict(value: Any) -> dict[Any, Any]:
+    """Return what is in a dict from a file, whatever that carries in place of a dict's methods.
+
+    Raises TypeError for anything else: a tensor is iterable too, and may seem to have 10^12 values.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} is no table of values")
+    return dict(dict.items(value))
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """Return a list or tuple from a file as a tuple. Raises TypeError for anything else."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"a {type(value).__name__} is no list of values")
+    return tuple(value)
 
 
 @dataclass(frozen=True)
@@ -34,10 +55,17 @@ class Preprocessing:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
+        if not all(isinstance(side, Integral) for side in (self.height, self.width)):
+            raise ValueError("height and width are whole numbers of pixels.")
         if self.height < 1 or self.width < 1:
             raise ValueError(f"a picture of {self.height} x {self.width} pixels has no pixels.")
+        if max(self.height, self.width) > MAX_NET_SIDE:
+            raise ValueError(f"a net takes pictures of at most {MAX_NET_SIDE:,} pixels a side.")
         if self.resize not in ("stretch", "crop"):
-            raise ValueError(f"resize is 'stretch' or 'crop', not {self.resize!r}.")
+            raise ValueError(f"resize is 'stretch' or 'crop', not {excerpt(self.resize)!r}.")
+        figures = (*self.mean, *self.std)
+        if not all(is_number(figure) for figure in figures):
+            raise ValueError("mean and std are finite numbers.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std take three numbers each, std above zero.")
 
@@ -95,10 +123,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """Rebuild the value from plain data. Raises KeyError, TypeError or ValueError."""
-        values = dict(values)
-        augmentation = dict(values.pop("augmentation", {}))
-        augmentation["zoom"] = tuple(augmentation.get("zoom", (1.0, 1.0)))
-        mean, std = tuple(values.pop("mean")), tuple(values.pop("std"))
+        values = as_dict(values)
+        augmentation = as_dict(values.pop("augmentation", {}))
+        augmentation["zoom"] = as_tuple(augmentation.get("zoom", (1.0, 1.0)))
+        mean, std = as_tuple(values.pop("mean")), as_tuple(values.pop("std"))
         return cls(augmentation=Augmentation(**augmentation), mean=mean, std=std, **values)
 
 

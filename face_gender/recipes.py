@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, Literal
 
-from face_gender.augmentation import Augmentation
+from face_gender.augmentation import Augmentation, is_number
 from face_gender.files import InputError
 from face_gender.models import check_arch, check_size, is_own
-from face_gender.preprocessing import Preprocessing
+from face_gender.preprocessing import Preprocessing, as_dict, as_tuple
+
+_LONGEST_TEXT = 4096  # that of a path on most systems
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Recipe:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_arch(self.arch)
         if not self.name or any(sign in self.name for sign in '/\\:*?"<>|') or self.name[0] == ".":
             raise ValueError(f"{self.name!r} cannot be a recipe's name: it names a folder too.")
@@ -84,16 +88,32 @@ class Recipe:
         if self.init == "none" and self.feature_extract:
             raise ValueError("feature_extract needs trained features: init cannot be 'none'.")
 
+    def _check_types(self) -> None:
+        """Raise ValueError for what no recipe can be made of: a file's may hold anything."""
+        choices = (self.optimizer, self.loss, self.schedule, self.best_by)
+        init = os.fspath(self.init) if isinstance(self.init, os.PathLike) else self.init
+        for text in (self.name, self.arch, init, *choices, *self.frozen):
+            if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+                raise ValueError("names, choices and frozen layers of a recipe are short texts.")
+        for setting in ("learning_rate", "weight_decay", "momentum", "label_smoothing"):
+            if not is_number(getattr(self, setting)):
+                raise ValueError(f"{setting} is a number.")
+        for setting in ("amsgrad", "feature_extract"):
+            if not isinstance(getattr(self, setting), bool):
+                raise ValueError(f"{setting} is True or False.")
+        if self.patience is not None and not isinstance(self.patience, Integral):
+            raise ValueError("patience is a number of epochs above zero, or None.")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` takes back."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Rebuild a recipe from plain data. Raises TypeError, KeyError or ValueError."""
-        values = dict(values)
+        values = as_dict(values)
         values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-        values["frozen"] = tuple(values["frozen"])
+        values["frozen"] = as_tuple(values["frozen"])
         return cls(**values)
 
 

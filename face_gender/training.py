@@ -39,7 +39,7 @@ from face_gender.devices import (
     pick_device,
 )
 from face_gender.distributed import Share, World, as_one_batch, in_one_sentence, join, wrapped
-from face_gender.files import InputError, Source, open_source
+from face_gender.files import InputError, Source, open_source, shown
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation
 from face_gender.models import (
@@ -756,7 +756,7 @@ def _exclude(
         sampler.excluded.add(position)
         if sampler.world.first:
             warnings.warn(
-                f"{dataset.paths[position]} is left out: {reason}",
+                shown(f"{dataset.paths[position]} is left out: {reason}"),
                 UnreadablePictureWarning,
                 stacklevel=2,
             )

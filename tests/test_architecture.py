@@ -15,7 +15,7 @@ PACKAGE = ROOT / "face_gender"
 # Each module may import those of the layers before its own.
 LAYERS = (
     {"augmentation", "files", "interruption", "sound"},
-    {"images", "index", "preprocessing", "models", "devices", "metrics", "journal"},
+    {"images", "index", "preprocessing", "models", "devices", "metrics", "journal", "pth"},
     {"distributed"},
     {"recipes", "dataset"},
     {"checkpoint"},

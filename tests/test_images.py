@@ -314,7 +314,9 @@ def test_damaged_member_of_an_archive_is_unreadable(faces: Path, tmp_path: Path)
     archive = make_zip(faces, tmp_path / "faces.zip")
     content = (faces / "male" / "m_3.jpg").read_bytes()
     archive.write_bytes(archive.read_bytes().replace(content, content[:-9] + bytes(9)))
-    with pytest.raises(UnreadableImage, match=r"male/m_3\.jpg: cannot be read .*CRC"):
+    with pytest.raises(
+        UnreadableImage, match=r"male/m_3\.jpg: cannot be read .damaged in the archive"
+    ):
         load_image("male/m_3.jpg", open_source(archive))
 
 

@@ -154,7 +154,7 @@ def test_other_errors_of_a_net_are_not_taken_for_memory(mixed: Path) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("shapes cannot be multiplied")
 
-    with pytest.raises(RuntimeError, match="multiplied"):
+    with pytest.raises(InputError, match=r"cannot answer .* \(shapes cannot be multiplied\)"):
         list(classify(echo_classifier(Wrong()), open_source(mixed), ["00.jpg"]))
 
 
