@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
@@ -257,6 +257,13 @@ def _unpack(packed: bytes, method: int, size: int) -> bytes | None:
         if len(data) > size:
             raise OSError(f"decompression bomb: over the {size:,} bytes that it announces")
     return data if len(data) == size else None
+
+
+class Reader(Protocol):
+    """Anything that has the bytes of pictures by name, such as a `Source`."""
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one file. Raises OSError. Called from several threads."""
 
 
 Source = FolderSource | ArchiveSource

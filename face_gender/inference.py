@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
 from face_gender.engines import MARGIN, Engine, OpenVino
-from face_gender.files import InputError, Source, cpu_count, write_atomically
+from face_gender.files import InputError, Reader, cpu_count, write_atomically
 from face_gender.images import UnreadableImage, load_pixels
 from face_gender.models import for_inference, probabilities_of
 from face_gender.preprocessing import stack
@@ -109,7 +109,7 @@ class Classifier:
             found[close] = self._by_model(pixels[close])
         return found
 
-    def answer(self, source: Source | None, names: Sequence[str]) -> list[Prediction | Skipped]:
+    def answer(self, source: Reader | None, names: Sequence[str]) -> list[Prediction | Skipped]:
         """Read a batch of pictures and answer each, in order; ``source`` None: names are paths."""
         read = [self._read(source, name) for name in names]
         good = [item for item in read if isinstance(item, Tensor)]
@@ -119,7 +119,7 @@ class Classifier:
             for name, item in zip(names, read, strict=True)
         ]
 
-    def _read(self, source: Source | None, name: str) -> Tensor | Skipped:
+    def _read(self, source: Reader | None, name: str) -> Tensor | Skipped:
         try:
             return self.checkpoint.preprocessing.resized(load_pixels(name, source))
         except UnreadableImage as error:
@@ -174,7 +174,7 @@ def choose_load(
 
 def classify(
     classifier: Classifier,
-    source: Source | None,
+    source: Reader | None,
     names: Iterable[str],
     batch_size: int | None = None,
     workers: int | None = None,

@@ -15,12 +15,12 @@ PACKAGE = ROOT / "face_gender"
 # Each module may import those of the layers before its own.
 LAYERS = (
     {"augmentation", "files", "interruption", "sound"},
-    {"images", "index", "preprocessing", "models", "devices", "metrics"},
+    {"images", "index", "parts", "preprocessing", "models", "devices", "metrics"},
     {"recipes", "dataset"},
     {"checkpoint"},
     {"engines"},
     {"training", "inference"},
-    {"export"},
+    {"export", "scale"},
 )
 WITHIN_A_LAYER = {("index", "images")}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
