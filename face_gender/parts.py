@@ -293,9 +293,7 @@ def _parquet_files(source: Place) -> list[Place]:
     kind = source.kind()
     if kind == FileType.File:
         if not source.path.endswith(".parquet"):
-            raise InputError(
-                f"{source.text} is neither a folder nor a .parquet: name one."
-            )
+            raise InputError(f"{source.text} is neither a folder nor a .parquet: name one.")
         return [source]
     if kind != FileType.Directory:
         raise InputError(f"{source.text} does not exist: give a folder or a .parquet file.")

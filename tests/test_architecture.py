@@ -156,6 +156,23 @@ def test_the_audit_names_missing_libraries_before_anything_heavy_is_imported() -
     }
 
 
+def test_the_package_knows_nothing_of_ray() -> None:
+    users = {
+        module
+        for module in [*MODULES, *AUDIT]
+        if any(name.split(".")[0] == "ray" for name in imported(module))
+    }
+    assert users == set()
+
+
+def test_pyarrow_is_for_parts_alone() -> None:
+    """Which needs requirements-scale.txt: training and process.py work without it."""
+    for module in MODULES:
+        names = {name.split(".")[0] for name in imported(module)}
+        assert (not names.isdisjoint({"pyarrow", "fsspec"})) == (module == "parts"), module
+        assert "parts" not in siblings(module)
+
+
 def test_files_needs_the_standard_library_alone() -> None:
     assert {name.split(".")[0] for name in imported("files")} <= sys.stdlib_module_names
 

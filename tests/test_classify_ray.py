@@ -100,7 +100,9 @@ class Nodes:
             for node in (self.head, self.other)
             for process in node.all_processes.get("raylet", [])
         ]
-        return [pid for pid, parent, words in processes() if parent in nodes and "Classify" in words]
+        return [
+            pid for pid, parent, words in processes() if parent in nodes and "Classify" in words
+        ]
 
 
 def processes() -> Iterator[tuple[int, int, str]]:

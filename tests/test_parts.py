@@ -33,7 +33,9 @@ from face_gender.parts import (  # noqa: E402
 SETTINGS = {"part_size": 7, "weights": "abc"}
 
 
-def plan_of(source: Path | str, output: Path | str, recursive: bool = True, **other: object) -> Plan:
+def plan_of(
+    source: Path | str, output: Path | str, recursive: bool = True, **other: object
+) -> Plan:
     places = Place.named(str(source)), Place.named(str(output))
     return make_plan(*places, recursive, {**SETTINGS, **other})
 
@@ -46,7 +48,8 @@ def rows_of(plan: Plan, batch_size: int = 4) -> list[list[dict]]:
         columns = {name: [v for each in batches for v in each[name]] for name in batches[0]}
         assert max(len(each["path"]) for each in batches) <= batch_size
         assert len(columns["path"]) == job["rows"]
-        parts.append([dict(zip(columns, row, strict=True)) for row in zip(*columns.values())])
+        rows = zip(*columns.values(), strict=True)
+        parts.append([dict(zip(columns, row, strict=True)) for row in rows])
     return parts
 
 
@@ -160,7 +163,9 @@ def test_an_object_store(tmp_path: Path, bucket: str) -> None:
         write_answers(output, part, [rows], answers_schema(("male", "female")))
     finish(plan, output)
     assert "_SUCCESS" in output.listed()
-    written = [output.inside(part_name(part)).parquet().read()["path"][0].as_py() for part in (0, 2)]
+    written = [
+        output.inside(part_name(part)).parquet().read()["path"][0].as_py() for part in (0, 2)
+    ]
     assert written == ["p0", "p2"]
 
 
