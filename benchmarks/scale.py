@@ -1,4 +1,4 @@
-"""How fast examples/classify_ray.py is with 1 and 2 workers, beside process.py with as many threads.
+"""How fast classify_ray.py is with 1 and 2 workers, beside process.py with as many threads.
 
 python -m benchmarks.scale --data FOLDER [--weights PTH]
 """
@@ -88,9 +88,8 @@ def main() -> None:
     print(f"{len(paths)} pictures, {options.repetitions} rounds")
     print("| way, workers | images/s, median | lowest | highest |\n|---|---|---|---|")
     for name, values in found.items():
-        print(
-            f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |"
-        )
+        figures = (statistics.median(values), min(values), max(values))
+        print(f"| {name} | {' | '.join(f'{each:,.0f}' for each in figures)} |")
     for above, below in (
         ("classify_ray.py, 2", "classify_ray.py, 1"),
         ("process.py, 2", "process.py, 1"),

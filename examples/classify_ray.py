@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -177,25 +178,31 @@ class ClassifyPart:
             self.classifier = FaceClassifier(path, base.picture, **options)
             self.classifier.load()
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
-        """Return how many pictures the parts had, and how many of these could not be read."""
-        counts = [
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Return, for each part, its pictures, those that could not be read, and what went wrong.
+
+        A sentence for the user travels as a row: an exception would arrive as a page.
+        """
+        rows = [
             self.classify(int(part), str(file), int(group))
             for part, file, group in zip(
                 batch["part"], batch["file"], batch["row_group"], strict=True
             )
         ]
-        return {"pictures": [each[0] for each in counts], "errors": [each[1] for each in counts]}
+        return {name: [row[name] for row in rows] for name in ("pictures", "errors", "fault")}
 
-    def classify(self, part: int, file: str, row_group: int) -> tuple[int, int]:
+    def classify(self, part: int, file: str, row_group: int) -> dict[str, Any]:
         """Write the answers of one part."""
         from face_gender.parts import rows_of_part, write_answers
 
-        rows = rows_of_part(self.source, file, row_group, self.batch_size)
-        answers = [self.classifier(batch) for batch in rows]
-        write_answers(self.output, part, answers, self.schema)
-        errors = [each for batch in answers for each in batch["error"]]
-        return len(errors), sum(each is not None for each in errors)
+        try:
+            rows = rows_of_part(self.source, file, row_group, self.batch_size)
+            answers = [self.classifier(batch) for batch in rows]
+            write_answers(self.output, part, answers, self.schema)
+        except InputError as error:
+            return {"pictures": 0, "errors": 0, "fault": str(error)}
+        errors = [each is not None for batch in answers for each in batch["error"]]
+        return {"pictures": len(errors), "errors": sum(errors), "fault": ""}
 
 
 @contextmanager
@@ -205,6 +212,9 @@ def cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray mends by itself
     import ray
 
+    logging.disable(logging.ERROR)  # likewise
+    if address:
+        check_reachable(address)
     try:
         ray.init(
             address or "local",
@@ -226,6 +236,20 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_reachable(address: str) -> None:
+    """Raise InputError where nobody listens at HOST:PORT: Ray itself would ask for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error}): start one with 'ray start --head', or "
+            "check the address."
+        ) from error
+
+
 def classify(
     plan: Plan,
     missing: Sequence[int],
@@ -237,9 +261,7 @@ def classify(
     import ray
     from tqdm import tqdm
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     workers = options.workers or workers_that_fit(options)
     parts = ray.data.from_arrow(plan.jobs(missing, BLOCKS)).map_batches(
         ClassifyPart,
@@ -261,6 +283,8 @@ def classify(
     try:
         with tqdm(total=total, unit="img", disable=options.quiet, file=Stderr()) as bar:
             for done in parts.iter_rows():
+                if done["fault"]:
+                    raise InputError(done["fault"])
                 bar.update(done["pictures"])
                 errors += done["errors"]
     except ray.exceptions.RayError as error:

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from face_gender.recipes import get_recipe
 needs_ray = "needs requirements-scale.txt"
 pa = pytest.importorskip("pyarrow", reason=needs_ray)
 pq = pytest.importorskip("pyarrow.parquet", reason=needs_ray)
+from face_gender.parts import Place, make_plan  # noqa: E402
+
 if sys.platform != "linux":
     pytest.skip("finds the workers' processes in /proc", allow_module_level=True)
 
@@ -265,6 +269,23 @@ def test_bytes_in_parquet(
 
 
 @pytest.mark.slow
+def test_a_fault_of_a_worker_is_a_sentence(
+    nodes: Nodes, pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    place = Place.named(str(output))
+    settings = {"input": str(pictures / "0"), "recursive": False, "data": None, "part_size": 1000,
+                "threshold": 0.0, "weights": sha256(weights.read_bytes()).hexdigest()}  # fmt: skip
+    make_plan(Place.named(str(pictures / "0")), place, False, settings)
+    (output / "_names" / "000000.parquet").write_text("no parquet")
+    code, said = Run(nodes, pictures / "0", output, weights, "--quiet").end()
+    assert code == 1
+    last = said.splitlines()[-1]
+    assert last.startswith(f"classify_ray.py: {output}/_names/000000.parquet cannot be read")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
 def test_map_batches_takes_the_classifier_as_it_is(
     nodes: Nodes, pictures: Path, weights: Path, expected: dict
 ) -> None:
@@ -313,6 +334,18 @@ def test_what_cannot_run_is_a_sentence(
     assert "add --recursive" in refused(capsys, pictures, out, *net)
     assert "no.pth does not exist" in refused(capsys, pictures, out, "--weights", "no.pth")
     assert "holds other files" in refused(capsys, pictures, pictures / "0", *net, "--recursive")
+
+
+def test_nobody_at_the_address(
+    tmp_path: Path, pictures: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason=needs_ray)
+    with socket.socket() as taken:  # bound and never listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = (pictures / "0", tmp_path / "out", "--weights", weights, "--quiet")
+        said = refused(capsys, *arguments, "--address", address)
+    assert f"no Ray cluster answers at {address}" in said
 
 
 def test_missing_libraries_are_named(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
