@@ -58,6 +58,17 @@ def by_ray(names: Path, options: argparse.Namespace, workers: int) -> Callable[[
     return measure
 
 
+def told(name: str, way: Callable[[], float]) -> Callable[[], float]:
+    """Return what measures and says so, as a run takes minutes."""
+
+    def measure() -> float:
+        found = way()
+        print(f"  {name}: {found:,.0f} images/s", flush=True)
+        return found
+
+    return measure
+
+
 def by_process(net: Classifier, names: list[str], threads: int) -> Callable[[], float]:
     """Return what measures process.py's own path, without its start."""
     return lambda: rate(len(names), lambda: list(classify(net, None, names, workers=threads)))
@@ -75,7 +86,7 @@ def main() -> None:
         pq.write_table(pa.table({"path": paths}), names)
         net = load_classifier(options.weights)
         ways = {
-            f"{kind}, {count}": way(count)
+            f"{kind}, {count}": told(f"{kind}, {count}", way(count))
             for (kind, way), count in itertools.product(
                 (
                     ("classify_ray.py", lambda count: by_ray(names, options, count)),

@@ -38,7 +38,6 @@ from face_gender.files import (
     InputError,
     has_image_suffix,
     is_hidden,
-    make_folder,
     read_file,
     tell,
     write_atomically,
@@ -83,14 +82,24 @@ class Place:
         return Place(f"{self.text.rstrip('/')}/{name}", self.filesystem, _join(self.path, name))
 
     def kind(self) -> FileType:
-        """Return whether it is a folder, a file or nothing."""
-        return self.filesystem.get_file_info(self.path).type
+        """Return whether it is a folder, a file or nothing. Raises InputError as `listed`."""
+        return self._info(self.path).type
 
     def listed(self) -> list[str]:
-        """Return the names of the files in a folder, sorted; none where there is no folder."""
-        selector = FileSelector(self.path, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        """Return the names of the files in a folder, sorted; none where there is no folder.
+
+        Raises InputError where its file system refuses to say.
+        """
+        found = self._info(FileSelector(self.path, allow_not_found=True))
         return sorted(each.base_name for each in found if each.type == FileType.File)
+
+    def _info(self, what: str | FileSelector) -> Any:
+        try:
+            return self.filesystem.get_file_info(what)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(
+                f"{self.text} cannot be listed ({_reason(error)}): check name and permissions."
+            ) from error
 
     def picture(self, name: str) -> bytes:
         """Return the bytes of a file under it, or of a ``name`` that is a whole path or a URI.
@@ -117,11 +126,12 @@ class Place:
 
     def write(self, name: str, data: bytes) -> None:
         """Put a whole file under it at once. Raises InputError where that cannot be."""
-        if self.is_local:
-            make_folder(Path(self.path))
-            write_atomically(_join(self.path, name), lambda file: file.write(data))
-            return
-        try:  # an object appears when its upload ends, and not at all where that is cut off
+        try:
+            if self.is_local:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+                write_atomically(_join(self.path, name), lambda file: file.write(data))
+                return
+            # An object appears when its upload ends, and not at all where that is cut off.
             with self.filesystem.open_output_stream(_join(self.path, name)) as file:
                 file.write(data)
         except (pa.ArrowException, OSError) as error:
@@ -340,7 +350,8 @@ def _pictures_in(source: Place, recursive: bool) -> Iterator[str]:
     waiting = [""]
     while waiting:
         inside = waiting.pop()
-        found = source.filesystem.get_file_info(FileSelector(_join(source.path, inside)))
+        folder_inside = source.inside(inside) if inside else source
+        found = folder_inside._info(FileSelector(folder_inside.path))
         for each in sorted(found, key=lambda info: info.path):
             name = f"{inside}{each.base_name}"
             if is_hidden(name):
@@ -417,4 +428,5 @@ def _join(path: str, name: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(words).strip().splitlines()[0].rstrip(".")

@@ -240,6 +240,9 @@ def test_results_are_never_mixed(tmp_path: Path) -> None:
     (tmp_path / "mine" / "precious.txt").write_text("x")
     assert "mine holds other files" in refused(data, tmp_path / "mine")
     assert "is a file" in refused(data, tmp_path / "mine" / "precious.txt")
+    below_a_file = refused(data, tmp_path / "mine" / "precious.txt" / "out")
+    assert "precious.txt/out" in below_a_file
+    assert "(Not a directory)" in below_a_file
     assert os.listdir(tmp_path / "mine") == ["precious.txt"]
 
 
