@@ -35,7 +35,7 @@ from face_gender.parts import Place, make_plan  # noqa: E402
 if sys.platform != "linux":
     pytest.skip("finds the workers' processes in /proc", allow_module_level=True)
 
-LIMIT = 120  # seconds: no test hangs
+LIMIT = 240  # seconds: no test hangs
 PICTURES = 240
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the loopback alone, whatever address the host has
@@ -154,8 +154,9 @@ class Run:
         workers = self.nodes.workers()
         for pid in workers:
             os.kill(pid, signal.SIGSTOP)
-        total = len(pq.read_table(self.output / "_parts.parquet"))
-        assert 0 < self.parts() < total
+        if self.parts() >= len(pq.read_table(self.output / "_parts.parquet")):
+            go_on(workers)
+            pytest.fail(f"all parts were written before anybody was stopped: {self.end()}")
         return workers
 
     def end(self) -> tuple[int, str]:
