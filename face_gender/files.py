@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
@@ -318,6 +318,13 @@ _UNPACKED_BY: dict[int, Callable[[bytes, int], bytes]] = {
     zipfile.ZIP_BZIP2: lambda packed, most: bz2.BZ2Decompressor().decompress(packed, most),
     zipfile.ZIP_LZMA: _unlzma,
 }
+
+
+class Reader(Protocol):
+    """Anything that has the bytes of pictures by name, such as a `Source`."""
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one file. Raises OSError. Called from several threads."""
 
 
 Source = FolderSource | ArchiveSource

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from face_gender.files import Source, excerpt, read_file, shown
+from face_gender.files import Reader, excerpt, read_file, shown
 from face_gender.sound import METADATA
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class UnreadableImage(Exception):  # noqa: N818 - a name from the design, it say
         return shown(f"{self.path}: {self.reason}")
 
 
-def load_image(path: str | os.PathLike[str], source: Source | None = None) -> Image.Image:
+def load_image(path: str | os.PathLike[str], source: Reader | None = None) -> Image.Image:
     """Read one picture, upright (EXIF orientation applied), as an 8-bit RGB image.
 
     ``path`` is a file or, with ``source``, a name in that folder or archive. Grey, palette,
@@ -68,7 +68,7 @@ def load_image(path: str | os.PathLike[str], source: Source | None = None) -> Im
     return decode_image(read_bytes(name, source), name)
 
 
-def load_pixels(path: str | os.PathLike[str], source: Source | None = None) -> Tensor:
+def load_pixels(path: str | os.PathLike[str], source: Reader | None = None) -> Tensor:
     """Read one picture as `load_image` does, as uint8 (3, H, W) with channels last in memory.
 
     The values are those of `load_image`, faster: most JPEG files are decoded without Pillow.
@@ -77,7 +77,7 @@ def load_pixels(path: str | os.PathLike[str], source: Source | None = None) -> T
     return decode_pixels(read_bytes(name, source), name)
 
 
-def read_bytes(name: str, source: Source | None) -> bytes:
+def read_bytes(name: str, source: Reader | None) -> bytes:
     """Return the bytes of a file, or of ``source``'s. Raises UnreadableImage."""
     try:
         return source.read(name) if source is not None else read_file(Path(name))

@@ -23,6 +23,7 @@ from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
 from face_gender.engines import MARGIN, Engine, OpenVino, graph_path
 from face_gender.files import (
     InputError,
+    Reader,
     Source,
     cpu_count,
     excerpt,
@@ -122,7 +123,7 @@ class Classifier:
             found[close] = self._by_model(pixels[close])
         return found
 
-    def answer(self, source: Source | None, names: Sequence[str]) -> list[Prediction | Skipped]:
+    def answer(self, source: Reader | None, names: Sequence[str]) -> list[Prediction | Skipped]:
         """Read a batch of pictures and answer each, in order; ``source`` None: names are paths."""
         read = [self._read(source, name) for name in names]
         good = [item for item in read if isinstance(item, Tensor)]
@@ -132,7 +133,7 @@ class Classifier:
             for name, item in zip(names, read, strict=True)
         ]
 
-    def _read(self, source: Source | None, name: str) -> Tensor | Skipped:
+    def _read(self, source: Reader | None, name: str) -> Tensor | Skipped:
         try:
             return self.checkpoint.preprocessing.resized(load_pixels(name, source))
         except UnreadableImage as error:
@@ -203,7 +204,7 @@ def choose_load(
 
 def classify(
     classifier: Classifier,
-    source: Source | None,
+    source: Reader | None,
     names: Iterable[str],
     batch_size: int | None = None,
     workers: int | None = None,
@@ -220,7 +221,7 @@ def classify(
     batch_size, workers = choose_load(classifier.device, count, batch_size, workers)
     remaining = iter(names)
     batches: Iterable[list[str]] = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
-    if journal and source:
+    if journal and isinstance(source, Source):
         batches = journal.unanswered(source, batches)
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))

@@ -15,13 +15,13 @@ PACKAGE = ROOT / "face_gender"
 # Each module may import those of the layers before its own.
 LAYERS = (
     {"augmentation", "files", "interruption", "sound"},
-    {"images", "index", "preprocessing", "models", "devices", "metrics", "journal", "pth"},
+    {"images", "index", "journal", "metrics", "models", "devices", "parts", "preprocessing", "pth"},
     {"distributed"},
     {"recipes", "dataset"},
     {"checkpoint"},
     {"engines", "run_folder"},
     {"training", "inference"},
-    {"export", "train"},
+    {"export", "scale", "train"},
 )
 WITHIN_A_LAYER = {("index", "images")}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -155,6 +155,23 @@ def test_the_audit_names_missing_libraries_before_anything_heavy_is_imported() -
         "face_gender",
         "face_gender.files",
     }
+
+
+def test_the_package_knows_nothing_of_ray() -> None:
+    users = {
+        module
+        for module in [*MODULES, *AUDIT]
+        if any(name.split(".")[0] == "ray" for name in imported(module))
+    }
+    assert users == set()
+
+
+def test_pyarrow_is_for_parts_alone() -> None:
+    """Which needs requirements-scale.txt: training and process.py work without it."""
+    for module in MODULES:
+        names = {name.split(".")[0] for name in imported(module)}
+        assert (not names.isdisjoint({"pyarrow", "fsspec"})) == (module == "parts"), module
+        assert "parts" not in siblings(module)
 
 
 def test_files_needs_the_standard_library_alone() -> None:

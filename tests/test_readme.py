@@ -15,6 +15,7 @@ import face_gender.audit.__main__
 import face_gender.export
 import face_gender.train
 import process
+from examples import classify_ray
 from face_gender.recipes import RECIPES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +30,7 @@ def section(title: str) -> str:
     ("command", "title"),
     [
         (process, "### `python process.py FOLDER`"),
+        (classify_ray, "### `python examples/classify_ray.py INPUT OUTPUT`"),
         (data_split, "### `python data_split.py DATA`"),
         (face_gender.train, "### `python -m face_gender.train INDEX`"),
         (face_gender.audit.__main__, "### `python -m face_gender.audit INDEX_OR_DATA`"),
