@@ -97,6 +97,10 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
     chosen = pick_device(device)
     if size == 1:
         return world, chosen
+    if chosen.type == "mps":
+        if device != "auto":
+            raise InputError("several processes cannot share mps: use --device cpu.")
+        chosen = torch.device("cpu")
     if chosen.type == "cuda":
         if chosen.index is not None or local_size > torch.cuda.device_count():
             raise InputError(

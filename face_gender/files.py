@@ -20,6 +20,7 @@ import stat
 import struct
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -515,6 +516,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*", seconds: float = 0) -> None:
+    """Remove what `write_atomically` left of files so named when its process was killed.
+
+    ``seconds``: younger ones stay, as another process may be writing them.
+    """
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= seconds:
+                path.unlink()
 
 
 def copy_atomically(source: Path, target: Path) -> None:

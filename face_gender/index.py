@@ -235,14 +235,14 @@ def _read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
         )
     words = {"0": 0, "1": 1, **{name: i for i, name in enumerate(CLASSES)}}
     label_of = {cell: words.get(cell.strip().lower()) for cell in set(table["label"])}
-    labels = table["label"].map(label_of)
-    if labels.isna().any():
-        row = int(np.flatnonzero(labels.isna())[0])
+    labels = [label_of[cell] for cell in table["label"]]
+    if None in label_of.values():
+        row = labels.index(None)
         raise InputError(
             f"{os.fspath(path)}, row {row + 1}: label {excerpt(table['label'].iloc[row])!r} is not "
             "0, 1, male or female."
         )
-    table["label"] = labels.astype(np.int64)
+    table["label"] = np.array(labels, dtype=np.int64)
     unknown = set(table["split"]) - set(SPLITS) if "split" in table else set()
     if unknown:
         raise InputError(
@@ -567,7 +567,9 @@ def read_cells(path: Path, cure: str) -> pd.DataFrame:
         raise InputError(f"{path} is empty: {cure}.")
     if len(set(columns)) < len(columns):
         raise InputError(f"{path} names a column twice: {cure}.")
-    return pd.DataFrame({name: _text(cells[i :: len(columns)]) for i, name in enumerate(columns)})
+    table = pd.DataFrame({i: _text(cells[i :: len(columns)]) for i in range(len(columns))})
+    table.columns = pd.Index(columns, dtype=object)
+    return table
 
 
 def _fitted(row: list[str], columns: list[str], path: Path) -> list[str]:

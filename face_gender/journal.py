@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from face_gender.files import InputError, Source
+from face_gender.files import InputError, Source, remove_leftovers
 
 FORMAT = 1
 # What the file begins with, whichever format it has: nothing else is ever written over.
@@ -98,11 +99,12 @@ class Journal:
             ) from error
 
     def remove(self) -> None:
-        """Delete the file, as the result is written."""
+        """Delete the file, and what killed runs left beside it, as the result is written."""
         if self._file is not None:
             self._file.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path.parent, glob.escape(self.path.stem))
 
     def _write(self, line: bytes) -> None:
         if self._file is None:

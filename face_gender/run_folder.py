@@ -8,9 +8,8 @@ import filecmp
 import io
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from face_gender.checkpoint import Checkpoint, parse_content, read_content
-from face_gender.files import InputError, copy_atomically, write_atomically
+from face_gender.files import InputError, copy_atomically, remove_leftovers, write_atomically
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ class RunFolder:
             yield
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            _remove_leftovers(self.path, 0)
-            _remove_leftovers(self.out, 3600)
+            remove_leftovers(self.path)
+            remove_leftovers(self.out, "best.pth", seconds=3600)
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be written ({error.strerror}): name another folder for the "
@@ -162,14 +161,6 @@ def _csv(history: Sequence[Mapping[str, Any]]) -> bytes:
 def _same(one: Path, other: Path) -> bool:
     """Tell whether two files hold the same bytes, False where one is missing."""
     return one.exists() and other.exists() and filecmp.cmp(one, other, shallow=False)
-
-
-def _remove_leftovers(folder: Path, age: float) -> None:
-    """Remove the temporary files of writers that were killed, from so many seconds of age on."""
-    for path in folder.glob(".*.pth.*.tmp"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime >= age:
-                path.unlink()
 
 
 def _next_number(folder: Path, prefix: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,11 @@ def make_faces(folder: Path, male: int = 20, female: int = 20) -> Path:
         for i in range(count):
             draw_face(label, i).save(folder / label / f"{label[0]}_{i}.jpg", quality=92)
     return folder
+
+
+def heed_ctrl_c() -> None:
+    """As preexec_fn: a child of a shell's background job, as CI may be, would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def make_zip(folder: Path, archive: Path, prefix: str = "") -> Path:

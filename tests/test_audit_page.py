@@ -47,7 +47,7 @@ def jpeg(label: str, seed: int) -> bytes:
 def table(*rows: tuple[Any, ...]) -> pd.DataFrame:
     """Findings; what a row leaves out at its end is empty."""
     whole = [(*row, *[""] * (len(NAMES) - len(row))) for row in rows]
-    return pd.DataFrame(whole, columns=list(NAMES))
+    return pd.DataFrame(whole, columns=list(NAMES), dtype=object)
 
 
 def many() -> pd.DataFrame:

@@ -584,7 +584,7 @@ def no_jobs(data: Path) -> list[str]:
         (missing_index, "cannot be read"),
         (missing_archive, "does not exist"),
         (missing_weights, "none.pth does not exist"),
-        (weights_that_are_none, "no weights at all"),
+        (weights_that_are_none, "not a whole .pth file"),
         (plain_weights, "plain state_dict"),
         (empty_folder, "no folders male/ and female/"),
         (empty_class, "no pictures in male/"),

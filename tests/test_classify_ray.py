@@ -123,6 +123,9 @@ def nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
+        # Where a cluster notes its address, unless it is told another place.
+        patch.setenv("RAY_TMPDIR", folder)
+        (Path(folder) / "ray").mkdir()
         pytest.importorskip("ray", reason=needs_ray)
         started = Nodes(folder)
         yield started

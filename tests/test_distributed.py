@@ -72,10 +72,10 @@ def results(out: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-@pytest.fixture
-def alone(index: Path, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def alone(index: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process, that torchrun did not start, makes of the same task."""
-    out = tmp_path / "alone"
+    out = tmp_path_factory.mktemp("one") / "alone"
     subprocess.run(
         [sys.executable, *worker("figures", index, out)],
         check=True,

@@ -257,3 +257,14 @@ def test_a_disk_that_fills_up_at_any_byte_is_a_sentence_and_keeps_the_rest(
         assert read(output, NAMES).items() <= all_scores(NAMES).items()
         write(output, NAMES, resume=True)
         assert read(output, NAMES) == all_scores(NAMES)
+
+
+def test_what_killed_runs_left_beside_the_result_is_removed_with_it(tmp_path: Path) -> None:
+    output = tmp_path / "[a] results.json"
+    left = tmp_path / ".[a] results.json.0123abcd.tmp"
+    others = [tmp_path / ".b.json.0123abcd.tmp", tmp_path / ".[a] results.json.backup.tmp"]
+    for path in (left, *others):
+        path.write_bytes(b"half")
+    write(output, NAMES).remove()
+    assert not left.exists()
+    assert all(path.exists() for path in others)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, draw_face, make_zip, snapshot
+from conftest import ROOT, draw_face, heed_ctrl_c, make_zip, snapshot
 
 import process
 from face_gender import files, inference, interruption
@@ -360,6 +360,7 @@ def start(folder: Path, weights: Path) -> Iterator[Callable[..., subprocess.Pope
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_ctrl_c,
         )
         children.append(child)
         return child
@@ -413,7 +414,7 @@ def test_signals_keep_what_there_is_even_while_the_net_is_stuck(
             child.send_signal(number)
     code, lines = end_of(child)
     assert code == 128 + number
-    assert all(line.startswith(f"skipped: {NAMES[3]}: ") for line in lines[:-1])
+    assert all(line.startswith(f"skipped: {NAMES[3]}: ") for line in lines[:-1]), lines
     written = list(results()["results"])  # without what was kept and not yet passed on
     assert len(written) >= 3
     assert written == [name for name in NAMES[:6] if name != NAMES[3]][: len(written)]
@@ -433,7 +434,10 @@ def test_an_interruption_while_it_starts_is_a_sentence(
 ) -> None:
     script = [sys.executable, "-X", "importtime", str(ROOT / "process.py")]
     with subprocess.Popen(
-        [*script, str(folder), "--weights", str(weights)], stderr=subprocess.PIPE, text=True
+        [*script, str(folder), "--weights", str(weights)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     ) as child:
         assert child.stderr is not None
         for line in child.stderr:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, make_faces
+from conftest import ROOT, heed_ctrl_c, make_faces
 from sentences import sentence
 
 from face_gender import run_folder, train
@@ -429,22 +429,16 @@ def test_a_missing_index_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> 
 
 # Killed
 
-_CHILD = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
-from face_gender import train
-sys.exit(train.main(sys.argv[1:]))
-"""
-
 
 def children(arguments: list[str], last: Path, signs: list[signal.Signals]) -> Iterator[Any]:
     """Run the command once for each signal, sent when an epoch is complete; then to its end."""
     for sign in [*signs, None]:
         before = last.read_bytes() if last.exists() else b""
         child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, *arguments],
+            [sys.executable, "-m", "face_gender.train", *arguments],
             cwd=ROOT,
             stderr=subprocess.PIPE,
+            preexec_fn=heed_ctrl_c,
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as the test's own run has
         )
         limit = time.monotonic() + 100

@@ -62,7 +62,8 @@ class Judged:
             *self._strangers(),
             *self._quality(),
         ]
-        table = pd.DataFrame(rows, columns=[*COLUMNS, "looks_like"])
+        # Not pandas' own str, which may refuse names that are not UTF-8.
+        table = pd.DataFrame(rows, columns=[*COLUMNS, "looks_like"], dtype=object)
         table["score"] = table["score"].astype(np.float64).round(4)
         rank = table["issue"].map({name: i for i, name in enumerate(ISSUES)})
         order = np.lexsort((table["path"], rank, -table["score"]))
