@@ -225,16 +225,20 @@ class ArchiveSource:
         header = self._read_at(offset, _LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
             return b""
-        assert self._file is not None
-        if size > os.fstat(self._file.fileno()).st_size:  # memory is taken before it is read
+        if size > os.fstat(self._opened().fileno()).st_size:  # memory is taken before it is read
             return b""
         _, *lengths = _LOCAL_HEADER.unpack(header)
         return self._read_at(offset + _LOCAL_HEADER.size + sum(lengths), size)
 
+    def _opened(self) -> IO[bytes]:
+        """Return the archive's file: the same to all threads, as a second would close the first."""
+        with self._lock:
+            if self._file is None:
+                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - it stays open
+            return self._file
+
     def _read_at(self, offset: int, size: int) -> bytes:
-        file = self._file
-        if file is None:
-            file = self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - it stays open
+        file = self._opened()
         if hasattr(os, "pread"):  # without a position, which threads and forked workers share
             return os.pread(file.fileno(), size, offset)
         with self._lock:

@@ -554,7 +554,8 @@ def read_cells(path: Path, cure: str) -> pd.DataFrame:
             newline="",
         ) as file:
             rows = (row for row in csv.reader(file) if row)
-            columns = next(rows, [])
+            # Of columns, all names that matter are ASCII; pandas may refuse what is not UTF-8.
+            columns = [name.encode("utf-8", "replace").decode() for name in next(rows, [])]
             if len(columns) > _MOST_COLUMNS:
                 raise InputError(f"{path} has over {_MOST_COLUMNS} columns: {cure}.")
             for row in rows:
@@ -567,9 +568,7 @@ def read_cells(path: Path, cure: str) -> pd.DataFrame:
         raise InputError(f"{path} is empty: {cure}.")
     if len(set(columns)) < len(columns):
         raise InputError(f"{path} names a column twice: {cure}.")
-    table = pd.DataFrame({i: _text(cells[i :: len(columns)]) for i in range(len(columns))})
-    table.columns = pd.Index(columns, dtype=object)
-    return table
+    return pd.DataFrame({name: _text(cells[i :: len(columns)]) for i, name in enumerate(columns)})
 
 
 def _fitted(row: list[str], columns: list[str], path: Path) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import threading
 import tracemalloc
 import zipfile
 import zlib
@@ -514,3 +515,21 @@ def test_zip_with_backslashes_as_windows_powershell_writes_it(tmp_path: Path) ->
     source = open_source(tmp_path / "w.zip")
     assert list(source.names()) == ["male/1.jpg"]
     assert source.read("male/1.jpg") == b"bytes"
+
+
+def test_threads_that_read_first_at_once_share_one_file(tmp_path: Path) -> None:
+    """A second file that replaced the first would close it in the middle of another's read."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x.jpg", b"bytes")
+    for _ in range(200):
+        source = open_source(tmp_path / "a.zip")
+        assert isinstance(source, ArchiveSource)
+        barrier = threading.Barrier(8)
+
+        def read(_: int, source: ArchiveSource = source, barrier: threading.Barrier = barrier):
+            barrier.wait()
+            return source.read("x.jpg"), id(source._opened())
+
+        with ThreadPoolExecutor(8) as pool:
+            found = set(pool.map(read, range(8)))
+        assert found == {(b"bytes", id(source._file))}
