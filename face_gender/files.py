@@ -232,10 +232,11 @@ class ArchiveSource:
 
     def _opened(self) -> IO[bytes]:
         """Return the archive's file: the same to all threads, as a second would close the first."""
-        with self._lock:
-            if self._file is None:
-                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - it stays open
-            return self._file
+        if self._file is None:
+            with self._lock:
+                if self._file is None:
+                    self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - it stays open
+        return self._file
 
     def _read_at(self, offset: int, size: int) -> bytes:
         file = self._opened()
