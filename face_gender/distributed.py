@@ -155,13 +155,14 @@ def as_one_batch(model: nn.Module, share: Share, device: torch.device) -> nn.Mod
 
 
 @contextmanager
-def in_one_sentence(world: World) -> Iterator[None]:
+def in_one_sentence() -> Iterator[None]:
     """Turn what a process is told when another of them ends into an InputError."""
     try:
         yield
     except RuntimeError as error:
-        words = ("gloo", "NCCL", "Connection", "peer")
-        if world.size == 1 or not any(word in str(error) for word in words):
+        words = ("gloo", "Gloo", "NCCL", "Connection", "peer")
+        several = os.environ.get("WORLD_SIZE", "1") != "1" and dist.is_torchelastic_launched()
+        if not several or not any(word in str(error) for word in words):
             raise
         raise InputError(
             "this process ended because another one of the same training did: start them again "

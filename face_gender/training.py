@@ -119,7 +119,8 @@ def train(
     Under torchrun, each process takes its part of every batch (``batch_size`` is that of all),
     the first alone writes, and a restarted job resumes by itself. Raises InputError.
     """
-    run = _Run(recipe, index, data, Path(out), seed, device, workers, mixed, progress, resume)
+    with in_one_sentence():
+        run = _Run(recipe, index, data, Path(out), seed, device, workers, mixed, progress, resume)
     with closing(run), tqdm(
         total=run.recipe.epochs,
         initial=run.epochs,
@@ -128,7 +129,7 @@ def train(
         disable=not run.progress,
     ) as bar:  # fmt: skip
         while not run.finished:
-            with in_one_sentence(run.world):
+            with in_one_sentence():
                 report = run.epoch(run.epochs)
             bar.update()
             yield report

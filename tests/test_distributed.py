@@ -145,6 +145,22 @@ def test_a_killed_process_is_started_again_and_training_goes_on(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_processes_with_different_indexes_are_refused(index: Path, tmp_path: Path) -> None:
+    other = create_csv(index.parent, tmp_path / "other.csv", seed=9, progress=False).path
+    script = (
+        "import os, sys; from face_gender import train; rank = int(os.environ['RANK']);"
+        "sys.exit(train.main([sys.argv[1 + rank], *sys.argv[3:]]))"
+    )
+    (tmp_path / "start.py").write_text(script, encoding="utf-8")
+    options = ["--recipe", "compact_cnn", "--data", str(index.parent), "--quiet"]
+    arguments = [str(tmp_path / "start.py"), str(index), str(other), *options]
+    code, err = launch(["--standalone", "--nproc-per-node=2", *arguments])
+    assert code != 0
+    said = [line for line in err.splitlines() if line.startswith("face_gender.train")]
+    assert any("different indexes" in line for line in said), err
+    assert "training.py" not in err  # no traceback through the package
+
+
 def test_without_restarts_the_others_end_with_a_sentence_and_resume_goes_on(
     index: Path, tmp_path: Path
 ) -> None:
@@ -278,12 +294,19 @@ def test_a_damaged_last_pth_does_not_keep_a_new_job_from_beginning(
     assert run(1) == [0]
 
 
-def test_what_another_process_leaves_behind_is_one_sentence() -> None:
-    with pytest.raises(InputError) as caught, distributed.in_one_sentence(World(1, 2)):
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+def test_what_another_process_leaves_behind_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        with distributed.in_one_sentence():
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    elastic(monkeypatch, world_size=2)
+    with pytest.raises(InputError) as caught:
+        fail()
     assert "--resume" in sentence(caught)
-    with pytest.raises(RuntimeError), distributed.in_one_sentence(World()):
-        raise RuntimeError("Connection closed by peer")
 
 
 def test_errors_name_the_process_they_come_from(
