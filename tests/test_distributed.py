@@ -34,11 +34,11 @@ from face_gender.training import train as training
 LIMIT = 300
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 pictures to train on, 4 to choose by: no number of processes divides these batches."""
     return create_csv(
-        make_faces(tmp_path / "data", 16, 16), ratios=(70, 18, 12), progress=False
+        make_faces(tmp_path_factory.mktemp("faces"), 16, 16), ratios=(70, 18, 12), progress=False
     ).path
 
 

@@ -533,6 +533,7 @@ def test_a_folder_without_permission_is_one_sentence(weights: Path) -> None:
         root = Path(place)
         data = make_faces(root / "data", 4, 4)
         make_faces(root / "data" / "male" / "locked", 1, 1)
+        make_faces(root / "warm", 4, 4)
         (root / "closed").mkdir()
         root.chmod(0o777)
         data.chmod(0o777)
@@ -541,9 +542,11 @@ def test_a_folder_without_permission_is_one_sentence(weights: Path) -> None:
         (root / "closed").chmod(0)
         shutil.copy(weights, root / "net.pth")
         script = (
-            "import os, sys, torch, process, data_split\n"
-            "from face_gender import inference, index\n"
-            "inference.load_classifier(sys.argv[1])\n"  # imports what it will need
+            "import os, sys, process, data_split\n"
+            # Whoever has no rights may not be let into the libraries' folder later on.
+            "data_split.main(['warm'])\n"
+            "process.main(['warm', '--recursive', '--quiet', '--output', 'warm.json',\n"
+            "  '--weights', sys.argv[1]])\n"
             "if os.geteuid() == 0: os.seteuid(65534)\n"
             "print(data_split.main(['data']), data_split.main(['closed']),\n"
             "  process.main(['data', '--recursive', '--quiet', '--weights', sys.argv[1]]),\n"
