@@ -209,22 +209,6 @@ def wrapped(model: nn.Module) -> nn.parallel.DistributedDataParallel:
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is that of the gradients which come back."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
 class _WholeBatchNorm(nn.BatchNorm2d):
     """BatchNorm with mean and variance of the batch over all processes (Ioffe and Szegedy 2015).
 
@@ -236,35 +220,78 @@ class _WholeBatchNorm(nn.BatchNorm2d):
             return super().forward(images)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
-        values = images.to(torch.promote_types(images.dtype, torch.float32))
-        # Sums of differences from nearly the mean lose no digits when they are subtracted.
-        shift = self.running_mean.clone()
-        differences = values - _per_channel(shift)
-        count = values.new_full((1,), values.numel() // values.shape[1])
-        sums = _Sum.apply(
-            torch.cat([differences.sum((0, 2, 3)), differences.square().sum((0, 2, 3)), count])
+        mean, variance, count = _moments(images.detach(), self.running_mean)
+        self.num_batches_tracked += 1
+        share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * (count / (count - 1).clamp_min(1)), share)
+        normal: Tensor = _Normalized.apply(
+            images, self.weight, self.bias, mean, variance, count, self.eps
         )
-        first, second = sums[:-1].chunk(2)
-        count = sums[-1]
-        mean = first / count
-        variance = (second / count - mean.square()).clamp_min(0)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
-            unbiased = variance * (count / (count - 1).clamp_min(1))
-            self.running_mean.lerp_(shift + mean, share)
-            self.running_var.lerp_(unbiased, share)
-        scale = (variance + self.eps).rsqrt()
-        if self.affine:
-            scale = scale * self.weight
-        normal = (differences - _per_channel(mean)) * _per_channel(scale)
-        if self.affine:
-            normal = normal + _per_channel(self.bias)
-        return normal.to(images.dtype)
+        return normal
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]
+@torch.no_grad()
+def _moments(images: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and variance (C,) of the channels, and the number of values in each (1,).
+
+    ``shift``: about the mean; sums of differences from it lose no digits when subtracted.
+    """
+    count = shift.new_full((1,), images.numel() / images.shape[1])
+    first = second = torch.zeros_like(shift)
+    if len(images):
+        # For the moments alone: the kernel is ten times as fast as var_mean on a CPU.
+        tiny = torch.finfo(shift.dtype).tiny
+        one = torch.ones_like(shift)  # which has the moments in float32 for images of 16 bits
+        _, mean, scale = torch.ops.aten._native_batch_norm_legit.no_stats(
+            images, one, one, True, 0.0, tiny
+        )
+        first = mean - shift
+        second = (scale.square().reciprocal() - tiny) + first.square()
+    total = torch.cat([first * count, second * count, count])
+    dist.all_reduce(total)
+    first, second = total[:-1].div(total[-1]).chunk(2)
+    return shift + first, (second - first.square()).clamp_min(0), total[-1:]
+
+
+class _Normalized(torch.autograd.Function):
+    """(images - mean) / deviation * weight + bias, where mean and deviation are the images' own."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, *given: Any) -> Tensor:
+        weight, bias, mean, variance, count, eps = given
+        ctx.save_for_backward(images, weight, mean, variance, count)
+        ctx.eps = eps
+        return nn.functional.batch_norm(images, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, mean, variance, count = ctx.saved_tensors
+        given = gradients[0]
+        result = torch.zeros_like(images)
+        own = torch.zeros_like(mean).repeat(2)
+        if len(images):
+            result, *sums = torch.ops.aten.native_batch_norm_backward(
+                given, images, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
+            )
+            own = torch.cat(sums)
+        every = own.clone()
+        dist.all_reduce(every)
+        # What the images change through mean and deviation: a line in each channel.
+        by_scale, by_shift = every.div(count).chunk(2)
+        scale = (variance + ctx.eps).rsqrt()
+        factor = weight * scale
+        slope = factor * scale * by_scale
+        offset = factor * by_shift - slope * mean
+        result = torch.addcmul(
+            result - _per_channel(offset, result), images, _per_channel(slope, result), value=-1
+        )
+        for_weight, for_bias = own.chunk(2)
+        return result, for_weight, for_bias, None, None, None, None
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype)[:, None, None]
 
 
 class _WholeDropout(nn.Dropout):

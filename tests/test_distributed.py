@@ -214,6 +214,42 @@ def test_dropout_of_a_part_is_that_of_the_whole() -> None:
     assert torch.equal(dropout.eval()(values), values)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float64, 1e-12)]
+)
+def test_batch_norm_of_the_whole_is_torchs(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: None)
+    torch.manual_seed(0)
+    norms = [torch.nn.BatchNorm2d(5) for _ in range(2)]
+    if dtype == torch.float64:
+        norms = [norm.double() for norm in norms]
+    for norm in norms:
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(0.5, 2, 5))
+            norm.bias.copy_(torch.linspace(-1, 1, 5))
+    as_one_batch(torch.nn.Sequential(norms[1]), Share(), torch.device("cpu"))
+    images = (torch.randn(6, 5, 9, 7) * 3 + 20).to(dtype)  # far from zero
+    images[:, 3] = 20  # and one channel without any difference
+    weights, results, gradients = torch.randn(6, 5, 9, 7).to(dtype), [], []
+    for norm in norms:
+        given = images.clone().requires_grad_()
+        for _ in range(2):  # the second time, with a mean to subtract
+            results.append(norm(given))
+        (results[-1] * weights).sum().backward()
+        gradients.append([given.grad, norm.weight.grad, norm.bias.grad])
+    assert results[3].dtype == dtype
+    own, theirs = results[3].double(), results[1].double()
+    assert torch.allclose(own, theirs, rtol=tolerance, atol=tolerance)
+    for one, other in zip(*gradients, strict=True):
+        difference = (one.double() - other.double()).norm()
+        assert difference <= tolerance * one.double().norm()
+    for one, other in zip(norms[0].buffers(), norms[1].buffers(), strict=True):
+        assert torch.allclose(one.double(), other.double(), rtol=1e-5)
+    assert norms[1].running_mean.dtype == torch.promote_types(dtype, torch.float32)
+
+
 def test_a_process_alone_needs_no_others() -> None:
     world = World()
     assert world.gathered("a") == ["a"]
