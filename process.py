@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before all imports that take a while
     end_at_once("process.py: interrupted, nothing was written.")
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from face_gender import RECIPE_NAMES
+from face_gender.arguments import device, not_empty, positive, probability
 from face_gender.engines import ENGINES, check_engine
 from face_gender.files import InputError, Source, Stderr, check_output, find_images, in_words, tell
 from face_gender.journal import Journal
@@ -63,10 +63,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="labels alone, with probabilities and skipped files, or a table (default: flat)",
     )
     add("--recursive", action="store_true", help="subfolders too; names are relative paths")
-    add("--batch-size", type=_positive, metavar="N", help="pictures at a time (default: chosen)")
+    add("--batch-size", type=positive, metavar="N", help="pictures at a time (default: chosen)")
     add(
         "--device",
-        type=_device,
+        type=device,
         default="auto",
         help="auto, cpu, cuda, cuda:1, mps (default: auto)",
     )
@@ -77,10 +77,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="what runs the net: openvino is faster on a CPU and takes the .onnx beside the "
         "weights, which python -m face_gender.export writes (default: torch)",
     )
-    add("--workers", type=_positive, metavar="N", help="threads (default: all processors)")
+    add("--workers", type=positive, metavar="N", help="threads (default: all processors)")
     add(
         "--threshold",
-        type=_probability,
+        type=probability,
         default=0.0,
         metavar="P",
         help="answer 'uncertain' where the probability is below P (0 to 1)",
@@ -258,28 +258,7 @@ def choose_weights(given: Path | None) -> Path:
 
 
 def _folder(text: str) -> Path:
-    if not text:  # what an unset variable of the shell leaves; Path("") is the working directory
-        raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
-    return int(text)
-
-
-def _probability(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:1 or mps, not {text}")
-    return text
+    return Path(not_empty(text))  # Path("") would be the working directory
 
 
 def _classes(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))  # a script finds its own folder there, not the kit's
 
+from face_gender.arguments import not_empty, positive, probability  # noqa: E402
 from face_gender.files import InputError, Stderr, in_words, read_file, tell  # noqa: E402
 from face_gender.interruption import exit_code, raise_on_sigterm  # noqa: E402
 from process import choose_weights  # noqa: E402
@@ -47,12 +48,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "input",
-        type=_text,
+        type=not_empty,
         metavar="INPUT",
         help="folder of pictures, or a .parquet or folder of these with a column path or bytes: "
         "a path that all machines have, or a URI such as s3://bucket/folder",
     )
-    add("output", type=_text, metavar="OUTPUT", help="folder or URI, to write parquet files into")
+    add(
+        "output",
+        type=not_empty,
+        metavar="OUTPUT",
+        help="folder or URI, to write parquet files into",
+    )
     add(
         "--weights",
         type=Path,
@@ -62,26 +68,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--recursive", action="store_true", help="subfolders of INPUT too")
     add(
         "--data",
-        type=_text,
+        type=not_empty,
         metavar="DIR",
         help="what relative paths in a parquet are relative to (default: its folder)",
     )
     add("--address", help="of a Ray cluster (default: this machine alone)")
-    add("--workers", type=_positive, metavar="N", help="at most so many (default: all that fit)")
-    add("--cpus", type=_positive, default=1, metavar="N", help="of each worker (default: 1)")
-    add("--gpus", type=_positive, default=0, metavar="N", help="of each worker (default: 0)")
+    add("--workers", type=positive, metavar="N", help="at most so many (default: all that fit)")
+    add("--cpus", type=positive, default=1, metavar="N", help="of each worker (default: 1)")
+    add("--gpus", type=positive, default=0, metavar="N", help="of each worker (default: 0)")
     add(
         "--part-size",
-        type=_positive,
+        type=positive,
         default=1000,
         metavar="N",
         help="pictures in a part, of a folder or of paths (default: 1000); a part of bytes is a "
         "row group",
     )
-    add("--batch-size", type=_positive, default=256, metavar="N", help="rows at a time")
+    add("--batch-size", type=positive, default=256, metavar="N", help="rows at a time")
     add(
         "--threshold",
-        type=_probability,
+        type=probability,
         default=0.0,
         metavar="P",
         help="answer 'uncertain' where the probability is below P (0 to 1)",
@@ -316,25 +322,6 @@ def first_line(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or error.__cause__ or error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return lines[0].rstrip(".:")
-
-
-def _text(text: str) -> str:
-    if not text:  # what an unset variable of the shell leaves
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
-    return int(text)
-
-
-def _probability(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from face_gender import RECIPE_NAMES
+from face_gender.arguments import device, positive
 from face_gender.files import InputError, in_words, tell
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="go on behind the last complete epoch in --output; where there is none, begin",
     )
-    add("--epochs", type=_positive, metavar="N", help="default: the recipe's")
-    add("--batch-size", type=_positive, metavar="N", help="of all processes together")
+    add("--epochs", type=positive, metavar="N", help="default: the recipe's")
+    add("--batch-size", type=positive, metavar="N", help="of all processes together")
     add("--size", type=_size, metavar="HxW", help="of the net's input, such as 96x96")
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
-    add("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--workers", type=_count, metavar="N", help="processes that read (default: chosen)")
     add("--float32", action="store_true", help="never calculate in 16 bits")
     add("--quiet", action="store_true", help="say nothing but errors and files left out")
@@ -114,16 +115,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_recipe(options: argparse.Namespace) -> Recipe:
+def choose_recipe(options: argparse.Namespace) -> Recipe | str:
     """Return the recipe with what the options change, on --resume that of the earlier run.
 
-    Raises InputError for a change that contradicts the rest of the recipe.
+    Its name alone where nothing is changed: `train` then takes it from where it belongs. Raises
+    InputError for a change that contradicts the rest of the recipe.
     """
     from face_gender.recipes import get_recipe
     from face_gender.run_folder import RunFolder
 
     given = {"epochs": options.epochs, "batch_size": options.batch_size, "init": options.init}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if not changes and not options.size:
+        return str(options.recipe)
     found = RunFolder(options.output, options.recipe).load() if options.resume else None
     recipe = found[0].recipe if found else get_recipe(options.recipe)
     if options.size:
@@ -145,12 +149,6 @@ def in_a_line(report: EpochReport) -> str:
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
-    return int(text)
-
-
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text}")
@@ -162,12 +160,6 @@ def _size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"must be height x width such as 96x96, not {text}")
     return int(found[1]), int(found[2])
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:1 or mps, not {text}")
-    return text
 
 
 if __name__ == "__main__":

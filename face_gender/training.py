@@ -239,7 +239,9 @@ class _Run:
             return None
         checkpoint, state = found
         if not resume:
-            same = state.job == self.world.job and not _is_finished(checkpoint.recipe, state)
+            same = state.job == self.world.job and not _ends(
+                checkpoint.recipe, state.epochs, state.waited
+            )
             return found if same else None
         self._check_resumable(checkpoint, state, recipe)
         return found
@@ -504,10 +506,6 @@ def _row(report: EpochReport) -> dict[str, Any]:
 
 def _ends(recipe: Recipe, epochs: int, waited: int) -> bool:
     return epochs >= recipe.epochs or waited >= (recipe.patience or math.inf)
-
-
-def _is_finished(recipe: Recipe, state: TrainingState) -> bool:
-    return _ends(recipe, state.epochs, state.waited)
 
 
 def _in_processes(world: World) -> str:

@@ -14,7 +14,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "face_gender"
 # Each module may import those of the layers before its own.
 LAYERS = (
-    {"augmentation", "files", "interruption", "sound"},
+    {"arguments", "augmentation", "files", "interruption", "sound"},
     {"images", "index", "journal", "metrics", "models", "devices", "parts", "preprocessing", "pth"},
     {"distributed"},
     {"recipes", "dataset"},
