@@ -33,7 +33,8 @@ class Augmentation:
     ``shift``: the largest move along each axis, as a share of the side. ``colour``: the largest
     change of brightness, contrast and saturation, as a share. ``grey``, ``downscale`` (to 24
     pixels at least, and back) and ``erasing`` (a rectangle of 2 to 20 % of the area) are
-    probabilities.
+    probabilities; so is ``reflection``, that what comes in from outside the picture is the picture
+    mirrored at its border and not black.
     """
 
     horizontal_flip: float = 0.0
@@ -44,12 +45,13 @@ class Augmentation:
     grey: float = 0.0
     downscale: float = 0.0
     erasing: float = 0.0
+    reflection: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "rotation"):
             if not is_number(getattr(self, name)):
                 raise ValueError(f"{name} is a number.")
-        for name in ("shift", "colour", "grey", "downscale", "erasing"):
+        for name in ("shift", "colour", "grey", "downscale", "erasing", "reflection"):
             if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 value = reprlib.repr(getattr(self, name))
                 raise ValueError(f"{name} is a number from 0 to 1, not {value}.")
@@ -104,12 +106,20 @@ class Augmentation:
         move = torch.stack([_spread(chance[name], 2 * self.shift) for name in ("right", "down")], 1)
         theta = torch.cat([turn, -(turn @ move[:, :, None])], 2)
         grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-        return nn.functional.grid_sample(images.float(), grid, align_corners=False)
+        images = images.float()
+        black = nn.functional.grid_sample(images, grid, align_corners=False)
+        mirrored = torch.nonzero(chance["border"] < self.reflection).flatten()
+        if len(mirrored):
+            black[mirrored] = nn.functional.grid_sample(
+                images[mirrored], grid[mirrored], padding_mode="reflection", align_corners=False
+            )
+        return black
 
 
 _NAMES = (
     "flip", "angle", "zoom", "right", "down", "brightness", "contrast", "saturation", "grey",
     "downscale", "size", "erasing", "area", "shape", "top", "left",
+    "border",
 )  # fmt: skip
 CHANCES = len(_NAMES)
 

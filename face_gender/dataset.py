@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from face_gender.augmentation import draw
@@ -159,6 +159,8 @@ class FaceLoader:
     runs on another device; where it runs on the processors too, none: threads then decode a batch
     on all of them between two steps of the net, and nobody waits for a processor.
 
+    ``share_of_size``: of the side of the pictures, which are scaled down to it at the end.
+
     ``batch_size`` is that of all processes of ``world`` together; each yields its part of every
     batch, which may hold no picture.
     """
@@ -182,6 +184,7 @@ class FaceLoader:
             worthwhile = self.device.type != "cpu" and len(dataset) >= _WORTH_WORKERS
             workers = min(16, world.processors) if worthwhile else 0
         self.workers = workers
+        self.share_of_size = 1.0
         batch_size = min(batch_size, max(1, len(dataset)))
         # Those that the workers are asked for ahead, the one in use, and the next.
         slots = workers * _AHEAD + 2
@@ -201,6 +204,7 @@ class FaceLoader:
             if batch.images is not None:
                 chances = draw(self.sampler.seed, self.sampler.epoch, batch.positions)
                 images = self.transform.finish(batch.images.to(self.device), chances)
+                images = _scaled_down(images, self.share_of_size)
             yield batch._replace(images=images)
 
     def read(self) -> Iterator[Batch]:
@@ -215,6 +219,13 @@ class FaceLoader:
             pixels = memory[filled.slot, : len(positions)].permute(0, 3, 1, 2)
             labels = torch.from_numpy(self.dataset.labels[filled.positions])
             yield Batch(pixels if len(positions) else None, labels, positions, filled.failures)
+
+
+def _scaled_down(images: Tensor, share: float) -> Tensor:
+    size = [max(1, round(side * share)) for side in images.shape[2:]]
+    if size == list(images.shape[2:]):
+        return images
+    return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 class _Slots:

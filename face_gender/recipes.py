@@ -30,8 +30,11 @@ class Recipe:
     over all classes (Szegedy et al., arXiv:1512.00567). ``schedule``: "one_cycle" (Smith and
     Topin, arXiv:1708.07120) raises the learning rate to its value over the first quarter of all
     steps and lowers it to nearly nothing over the rest. ``best_by``: what the best epoch is
-    chosen by on the validation split. ``patience``: stop after so many epochs without a better
-    one; None: never.
+    chosen by on the validation split. ``average``: decay of the exponential moving average of the
+    weights, a step (Polyak and Juditsky, 1992), which is what is validated and saved; 0: none.
+    ``start_size``: the share of the side of the first epoch's pictures, which grows to 1 over the
+    first two thirds of all epochs (progressive resizing, fast.ai). ``patience``: stop after so
+    many epochs without a better one; None: never.
     Raises ValueError for contradictions, InputError for a net that does not exist.
     """
 
@@ -52,6 +55,8 @@ class Recipe:
     label_smoothing: float = 0.0
     schedule: Literal["constant", "one_cycle"] = "constant"
     best_by: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    average: float = 0.0
+    start_size: float = 1.0
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +79,10 @@ class Recipe:
             raise ValueError(f"schedule is 'constant' or 'one_cycle', not {self.schedule!r}.")
         if not 0 <= self.label_smoothing < 1 or (self.label_smoothing and self.loss == "nll"):
             raise ValueError("label_smoothing is from 0 to below 1, and 0 for loss='nll'.")
+        if not 0 <= self.average < 1:
+            raise ValueError("average is a decay from 0 to below 1.")
+        if not 0 < self.start_size <= 1:
+            raise ValueError("start_size is a share above 0, to 1.")
         if self.best_by not in ("val_accuracy", "val_loss"):
             raise ValueError(f"best_by is 'val_accuracy' or 'val_loss', not {self.best_by!r}.")
         if self.momentum and self.optimizer != "sgd":
@@ -103,6 +112,11 @@ class Recipe:
                 raise ValueError(f"{setting} is True or False.")
         if self.patience is not None and not isinstance(self.patience, Integral):
             raise ValueError("patience is a number of epochs above zero, or None.")
+
+    def share_of_size(self, epoch: int) -> float:
+        """Return the share of the side that the pictures of an epoch have."""
+        grown = min(1.0, epoch / (self.epochs * 2 / 3))
+        return self.start_size + (1 - self.start_size) * grown
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` takes back."""
@@ -180,12 +194,13 @@ _OWN = (
             augmentation=Augmentation(
                 horizontal_flip=0.5,
                 rotation=10,
-                zoom=(0.7, 1.4),
+                zoom=(0.6, 1.5),
                 shift=0.08,
                 colour=0.3,
                 grey=0.1,
                 downscale=0.25,
                 erasing=0.2,
+                reflection=0.4,
             ),
         ),
         optimizer="adamw",
@@ -193,6 +208,8 @@ _OWN = (
         weight_decay=0.05,
         schedule="one_cycle",
         label_smoothing=0.05,
+        average=0.998,
+        start_size=0.6,
         epochs=8,
         batch_size=64,
     ),

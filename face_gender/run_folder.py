@@ -26,6 +26,8 @@ class TrainingState:
 
     ``index``: a hash of the rows that it trains and chooses on; ``job``: see `World`;
     ``optimizer``, ``schedule`` (None for a constant rate) and ``scaler``: their state_dicts;
+    ``trained``: the weights that are trained, where those of the checkpoint are their average,
+    and ``averaged``: how many steps are in it;
     ``random`` and ``device_random``: the generators' states, uint8 (None on a CPU);
     ``excluded``: positions of pictures that could not be read, in train and in val; ``parts``:
     into how many each batch is cut; ``best`` and ``best_epoch``: the best epoch's score and
@@ -39,6 +41,8 @@ class TrainingState:
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any] | None
     scaler: Mapping[str, Any]
+    trained: Mapping[str, Tensor] | None
+    averaged: int
     random: Tensor
     device_random: Tensor | None
     excluded: tuple[list[int], list[int]]

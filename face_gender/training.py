@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,9 @@ class _Run:
             model = as_one_batch(model, self.share, self.device)
         self.model = to_device(model, self.device)
         self.net = wrapped(self.model) if self.world.size > 1 else self.model
+        # What is validated and saved: the weights themselves, or their average.
+        self.result = copy.deepcopy(self.model) if self.recipe.average else self.model
+        self.averaged = 0
         self.optimizer = _optimizer(self.recipe, self.model)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
@@ -270,6 +274,9 @@ class _Run:
             if self.schedule and state.schedule is not None:
                 self.schedule.load_state_dict(dict(state.schedule))
             self.scaler.load_state_dict(dict(state.scaler))
+            if state.trained is not None:
+                self.model.load_state_dict(dict(state.trained))
+            self.averaged = state.averaged
             self.random_state, self.device_random = state.random, state.device_random
             for loader, excluded in zip(self._loaders, state.excluded, strict=True):
                 loader.sampler.excluded.update(excluded)
@@ -323,7 +330,7 @@ class _Run:
         # Whatever the caller drew since the last epoch.
         self._restore_random_state()
         train_loss, images_per_second = self._train_epoch(epoch)
-        validation = _predict(self.model, self.val_loader, CLASSES, self.precision, self.progress)
+        validation = _predict(self.result, self.val_loader, CLASSES, self.precision, self.progress)
         if not math.isfinite(train_loss + validation.loss):
             raise InputError(
                 f"training diverged in epoch {epoch} (the loss is not a number): "
@@ -353,6 +360,7 @@ class _Run:
         train_mode(self.net)
         sampler = self.train_loader.sampler
         sampler.epoch = epoch
+        self.train_loader.share_of_size = self.recipe.share_of_size(epoch)
         # On the device: to ask for a number there is to wait for it.
         total_loss = torch.zeros((), device=self.device)
         count, started = 0, time.perf_counter()
@@ -380,10 +388,11 @@ class _Run:
         return mean, count / (time.perf_counter() - started)
 
     def _images(self, batch: Batch) -> Tensor:
-        """Return a batch's pictures; of a process whose part is empty, none in the same shape."""
+        """Return a batch's pictures; of a process whose part is empty, none in a like shape."""
+        if batch.images is not None:
+            return batch.images
         size = self.recipe.preprocessing
-        empty = (0, 3, size.height, size.width)
-        return torch.empty(empty, device=self.device) if batch.images is None else batch.images
+        return torch.empty((0, 3, size.height, size.width), device=self.device)
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Make one optimiser step; return the sum of this process's losses, on the device."""
@@ -400,7 +409,20 @@ class _Run:
         self.scaler.update()
         if self.schedule:
             self.schedule.step()
+        if self.recipe.average:
+            self._average()
         return loss
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Let the average follow the weights, the faster the fewer steps are in it."""
+        self.averaged += 1
+        decay = min(self.recipe.average, self.averaged / (9 + self.averaged))
+        mine, theirs = self.result.state_dict(), self.model.state_dict()
+        names = [name for name, tensor in mine.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([mine[n] for n in names], [theirs[n] for n in names], 1 - decay)
+        for name in mine.keys() - set(names):  # counters
+            mine[name].copy_(theirs[name])
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Set the gradients of the whole batch's mean loss, a part of the batch at a time.
@@ -454,7 +476,7 @@ class _Run:
             recipe=self.recipe,
             classes=CLASSES,
             preprocessing=self.recipe.preprocessing,
-            weights=self.model.state_dict(),
+            weights=self.result.state_dict(),
             epoch=epoch,
             metrics=metrics,
             seen=self.seen,
@@ -469,6 +491,8 @@ class _Run:
             optimizer=self.optimizer.state_dict(),
             schedule=self.schedule.state_dict() if self.schedule else None,
             scaler=self.scaler.state_dict(),
+            trained=_on_cpu(self.model.state_dict()) if self.recipe.average else None,
+            averaged=self.averaged,
             random=self.random_state,
             device_random=self.device_random,
             excluded=(train, val),
@@ -478,6 +502,10 @@ class _Run:
             waited=self.waited,
             history=self.history,
         )
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in weights.items()}
 
 
 def _metrics(report: EpochReport) -> dict[str, float]:

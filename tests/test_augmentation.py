@@ -173,12 +173,27 @@ def test_values_become_fractions_only_where_a_change_needs_them(
     assert result.max() <= 255.001
 
 
+def test_what_comes_in_from_outside_is_black_or_the_mirrored_picture() -> None:
+    images = torch.full((40, 3, 30, 30), 200, dtype=torch.uint8)
+    chances = draw(0, 0, torch.arange(40))
+    shrunk = Augmentation(zoom=(0.5, 0.5)).apply(images, chances)
+    assert (shrunk[:, :, 0, 0] == 0).all()
+    mirrored = Augmentation(zoom=(0.5, 0.5), reflection=1.0).apply(images, chances)
+    assert torch.allclose(mirrored, torch.full_like(mirrored, 200), atol=0.01)
+    mixed = Augmentation(zoom=(0.5, 0.5), reflection=0.5).apply(images, chances)
+    share = float((mixed[:, 0, 0, 0] > 100).float().mean())
+    assert 0.2 < share < 0.8
+    # One picture's border is not another's: alone, each is as it is in the batch.
+    one = Augmentation(zoom=(0.5, 0.5), reflection=0.5).apply(images[7:8], chances[7:8])
+    assert torch.equal(one, mixed[7:8])
+
+
 def test_every_change_is_off_unless_asked_for() -> None:
     images = smooth(3, 40, 30)
     assert torch.equal(Augmentation().apply(images, draw(0, 0, torch.arange(3))), images)
     assert asdict(Augmentation()) == {
         **dict.fromkeys(("horizontal_flip", "rotation", "shift", "colour", "grey"), 0.0),
-        **dict.fromkeys(("downscale", "erasing"), 0.0),
+        **dict.fromkeys(("downscale", "erasing", "reflection"), 0.0),
         "zoom": (1.0, 1.0),
     }
 

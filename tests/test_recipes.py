@@ -34,6 +34,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "schedule": "constant",
         "best_by": "val_accuracy",
+        "average": 0.0,
+        "start_size": 1.0,
         "patience": None,
     },
     "resnet50": {
@@ -53,6 +55,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "schedule": "constant",
         "best_by": "val_accuracy",
+        "average": 0.0,
+        "start_size": 1.0,
         "patience": None,
     },
     "compact_cnn": {
@@ -72,6 +76,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "schedule": "constant",
         "best_by": "val_accuracy",
+        "average": 0.0,
+        "start_size": 1.0,
         "patience": None,
     },
     "dropout_cnn": {
@@ -93,6 +99,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "schedule": "constant",
         "best_by": "val_loss",
+        "average": 0.0,
+        "start_size": 1.0,
         "patience": 10,
     },
 }
@@ -115,6 +123,16 @@ def test_a_recipe_of_our_own_needs_no_download_and_bears_small_pictures() -> Non
     assert 0 < recipe.label_smoothing < 0.5
     assert recipe.preprocessing.augmentation.downscale > 0
     assert get_recipe("resnet18_tuned", arch="resnet34").name == "resnet34"
+
+
+def test_pictures_grow_to_their_size_over_two_thirds_of_the_epochs() -> None:
+    recipe = get_recipe("resnet18_tuned", epochs=9, start_size=0.5)
+    shares = [recipe.share_of_size(epoch) for epoch in range(9)]
+    assert shares[0] == 0.5
+    assert shares == sorted(shares)
+    assert shares[5] < 1
+    assert shares[6:] == [1, 1, 1]
+    assert get_recipe("resnet18").share_of_size(0) == 1
 
 
 def test_classes_are_in_the_order_of_the_labels() -> None:
