@@ -221,8 +221,13 @@ class FaceLoader:
             yield Batch(pixels if len(positions) else None, labels, positions, filled.failures)
 
 
+def scaled(size: Sequence[int], share: float) -> list[int]:
+    """Return a size in pixels, times ``share``."""
+    return [max(1, round(side * share)) for side in size]
+
+
 def _scaled_down(images: Tensor, share: float) -> Tensor:
-    size = [max(1, round(side * share)) for side in images.shape[2:]]
+    size = scaled(images.shape[2:], share)
     if size == list(images.shape[2:]):
         return images
     return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)

@@ -31,7 +31,14 @@ from face_gender.checkpoint import (
     load_weights,
     read_weights,
 )
-from face_gender.dataset import Batch, EpochSampler, FaceDataset, FaceLoader, select_split
+from face_gender.dataset import (
+    Batch,
+    EpochSampler,
+    FaceDataset,
+    FaceLoader,
+    scaled,
+    select_split,
+)
 from face_gender.devices import (
     in_bits,
     is_out_of_memory,
@@ -639,15 +646,21 @@ def _start(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module, T
 
 def _try_size(model: nn.Module, recipe: Recipe) -> None:
     """Raise InputError where the net cannot take pictures of the recipe's size."""
-    height, width = recipe.preprocessing.height, recipe.preprocessing.width
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, height, width))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(
-            f"{recipe.arch} cannot take pictures of {height} x {width} pixels: choose the size "
-            "that the net was made for, often 224 x 224."
-        ) from error
+    whole = recipe.preprocessing.height, recipe.preprocessing.width
+    for share in (1.0, recipe.start_size):
+        height, width = scaled(whole, share)
+        try:
+            with torch.inference_mode():
+                model.eval()(torch.zeros(1, 3, height, width))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            cure = (
+                "choose the size that the net was made for, often 224 x 224."
+                if share == 1
+                else "train it with start_size=1."
+            )
+            raise InputError(
+                f"{recipe.arch} cannot take pictures of {height} x {width} pixels: {cure}"
+            ) from error
 
 
 def _load_init(model: nn.Module, recipe: Recipe) -> Tensor:

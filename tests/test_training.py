@@ -413,7 +413,54 @@ def test_the_recipe_of_our_own_makes_an_epoch_and_comes_back_from_its_file(
     found = load_checkpoint(report.checkpoint)
     assert found.recipe == recipe
     assert found.preprocessing == recipe.preprocessing
-    assert found.preprocessing.augmentation.zoom == (0.7, 1.4)
+    assert found.preprocessing.augmentation.zoom == (0.6, 1.5)
+
+
+def test_the_average_of_the_weights_is_what_is_saved(
+    data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    """One step: a tenth of the first weights stays in the average, which is young."""
+    recipe = replace(QUICK, epochs=1, batch_size=100, average=0.9)
+    reports = train(recipe, index.path, data, tmp_path / "w", progress=False)
+    torch.manual_seed(0)
+    first = training._start(recipe)[0].state_dict()
+    next(reports)
+    last = tmp_path / "w" / "compact_cnn" / "last.pth"
+    trained = torch.load(last, weights_only=True)["training"]["trained"]
+    saved = load_checkpoint(tmp_path / "w" / "best.pth").weights
+    assert any(not torch.equal(trained[name], first[name]) for name in first)
+    for name, tensor in saved.items():
+        expected = 0.1 * first[name] + 0.9 * trained[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_without_an_average_the_weights_themselves_are_saved(
+    data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    run(replace(QUICK, epochs=1), index, data, tmp_path / "w")
+    last = torch.load(tmp_path / "w" / "compact_cnn" / "last.pth", weights_only=True)
+    assert last["training"]["trained"] is None
+
+
+def test_pictures_of_an_epoch_have_its_share_of_the_size(
+    data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    forward = training._forward
+
+    def watched(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
+        sizes.append((model.training, tuple(images.shape[2:])))
+        return forward(model, images, precision)
+
+    monkeypatch.setattr(training, "_forward", watched)
+    changes: dict[str, Any] = {"init": "none", "epochs": 3, "batch_size": 100, "size": (64, 48)}
+    recipe = get_recipe("resnet18", start_size=0.5, **changes)
+    run(recipe, index, data, tmp_path / "w")
+    assert sizes == [
+        (True, (32, 24)), (False, (64, 48)),
+        (True, (48, 36)), (False, (64, 48)),
+        (True, (64, 48)), (False, (64, 48)),
+    ]  # fmt: skip
 
 
 def test_a_head_of_reversed_classes_is_put_in_order(tmp_path: Path) -> None:
@@ -845,6 +892,9 @@ def test_a_net_that_cannot_take_the_size_says_so_at_once(faces: Path, tmp_path: 
     index = create_csv(faces, progress=False)
     recipe = get_recipe("resnet18", arch="vit_b_16", init="none", size=(96, 96))
     with pytest.raises(InputError, match="cannot take pictures of 96 x 96"):
+        next(train(recipe, index, faces, tmp_path / "w", progress=False))
+    recipe = get_recipe("compact_cnn", start_size=0.5)
+    with pytest.raises(InputError, match=r"cannot take pictures of 50 x 40 pixels: .*start_size=1"):
         next(train(recipe, index, faces, tmp_path / "w", progress=False))
     assert not (tmp_path / "w").exists()
 

@@ -1,0 +1,87 @@
+"""Ask dlib's face-recognition net for the 128 numbers that it finds in each picture of a source.
+
+pip install dlib-bin face_recognition_models
+python -m tools.descriptors INDEX SOURCE OUT.npz
+
+The net (dlib_face_recognition_resnet_model_v1, King, 2017, public domain) was trained to tell
+people apart on three million pictures, without a label male or female. It takes faces turned and
+scaled by five landmarks, which are searched where crops such as UTKFace's have them, without a
+detector. OUT: ``names`` (n,) str and ``descriptors`` (n, 128) float32. 20 to 40 pictures a second
+on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from face_gender.files import InputError
+from face_gender.images import load_image
+from face_gender.index import find_data, read_index
+
+CHUNK = 32
+# Left, top, right and bottom of the face within a tight crop, as shares of its sides.
+BOX = (0.12, 0.18, 0.88, 0.95)
+_loaded: list[Any] = []
+
+
+def describe(task: tuple[Path, list[str]]) -> npt.NDArray[np.float32]:
+    """Return (n, 128) for the pictures of those names."""
+    index, names = task
+    if not _loaded:
+        import dlib
+
+        found = find_spec("face_recognition_models")
+        assert found is not None
+        assert found.origin is not None
+        models = Path(found.origin).parent / "models"
+        landmarks = str(models / "shape_predictor_5_face_landmarks.dat")
+        net = str(models / "dlib_face_recognition_resnet_model_v1.dat")
+        source = find_data(index, read_index(index))
+        _loaded.extend(
+            (dlib, dlib.shape_predictor(landmarks), dlib.face_recognition_model_v1(net), source)
+        )
+    dlib, landmarks_of, net_of, source = _loaded
+    chips = []
+    for name in names:
+        pixels = np.asarray(load_image(name, source))
+        height, width = pixels.shape[:2]
+        sides = (width, height, width, height)
+        box = dlib.rectangle(*(int(share * side) for share, side in zip(BOX, sides, strict=True)))
+        chips.append(dlib.get_face_chip(pixels, landmarks_of(pixels, box), size=150, padding=0.25))
+    return np.array(net_of.compute_face_descriptor(chips), dtype=np.float32)
+
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("index", type=Path)
+    parser.add_argument("source")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    if find_spec("dlib") is None or find_spec("face_recognition_models") is None:
+        print("descriptors.py: pip install dlib-bin face_recognition_models", file=sys.stderr)
+        return 1
+    try:
+        table = read_index(options.index)
+        names = table.loc[table["source"] == options.source, "path"].tolist()
+    except InputError as error:
+        print(f"descriptors.py: {error}", file=sys.stderr)
+        return 1
+    tasks = [(options.index, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        found = list(tqdm(pool.imap(describe, tasks), total=len(tasks)))
+    np.savez(options.out, names=np.array(names), descriptors=np.concatenate(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

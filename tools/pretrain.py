@@ -1,0 +1,233 @@
+"""Pre-train ResNet18 on more than the label: what a face-recognition net sees, age and race too.
+
+python -m tools.pretrain INDEX DESCRIPTORS OUT [--epochs 20] [--size 64]
+
+INDEX is what tools.sources wrote, DESCRIPTORS what tools.descriptors did. From random weights, on
+the train split alone, with the recipe's own augmentation, one net answers four questions at once:
+male or female (label smoothing 0.05), the 128 numbers that dlib's face-recognition net finds in the
+picture (mean squared error, each scaled to unit variance; Romero et al., arXiv:1412.6550, distil
+features in this way), the age (smooth L1, in standard deviations) and the race as labelled. OUT
+keeps the first answer alone: a checkpoint to start resnet18_tuned from. OUT.partial holds the state
+after each epoch, from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from face_gender import CLASSES
+from face_gender.checkpoint import Checkpoint, hash64
+from face_gender.dataset import FaceDataset, FaceLoader, select_split
+from face_gender.devices import keep_freed_memory, mixed_precision
+from face_gender.index import find_data, read_index
+from face_gender.models import build_model, to_device
+from face_gender.recipes import get_recipe
+
+RACES = ("White", "Black", "Asian", "Indian", "other")
+DESCRIPTORS = 128
+BATCH_SIZE, RATE, DECAY, AVERAGE = 64, 2e-3, 0.05, 0.998
+WEIGHTS = {"label": 1.0, "descriptor": 1.0, "age": 0.3, "race": 0.3}
+
+
+class Targets:
+    """What the net is to answer to the picture at each position; NaN or -1 where not known."""
+
+    def __init__(self, rows: pd.DataFrame, descriptors: Path) -> None:
+        found = np.load(descriptors)
+        row_of = {str(name): i for i, name in enumerate(found["names"])}
+        values = found["descriptors"]
+        scaled = (values - values.mean(0)) / values.std(0)
+        unknown = np.full(DESCRIPTORS, np.nan)
+        self.descriptor = torch.tensor(
+            np.array([scaled[row_of[p]] if p in row_of else unknown for p in rows["path"]]),
+            dtype=torch.float32,
+        )
+        ages = [
+            float(Path(path).name.split("_")[0]) if source == "utkface" else np.nan
+            for path, source in zip(rows["path"], rows["source"], strict=True)
+        ]
+        age = torch.tensor(ages, dtype=torch.float32)
+        self.age = (age - age.nanmean()) / age[~age.isnan()].std()
+        self.race = torch.tensor([RACES.index(r) if r in RACES else -1 for r in rows["race"]])
+
+    def losses(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        """Return the mean loss of each question over those pictures whose answer is known."""
+        label, age, race, descriptor = outputs.split([2, 1, len(RACES), DESCRIPTORS], 1)
+        known = ~self.age[positions].isnan()
+        described = ~self.descriptor[positions][:, 0].isnan()
+        positions_described = positions[described]
+        functional = nn.functional
+        return {
+            "label": functional.cross_entropy(label, labels, label_smoothing=0.05),
+            "descriptor": functional.mse_loss(
+                descriptor[described], self.descriptor[positions_described], reduction="sum"
+            ) / (DESCRIPTORS * max(1, len(positions_described))),
+            "age": functional.smooth_l1_loss(
+                age[known, 0], self.age[positions[known]], reduction="sum"
+            ) / max(1, int(known.sum())),
+            "race": functional.cross_entropy(
+                race, self.race[positions], ignore_index=-1, reduction="sum"
+            ) / max(1, int((self.race[positions] >= 0).sum())),
+        }  # fmt: skip
+
+
+class Pretraining:
+    """The net, what trains it, and what is measured."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        torch.manual_seed(options.seed)
+        self.recipe = get_recipe("resnet18_tuned", size=options.size, epochs=options.epochs)
+        preprocessing = self.recipe.preprocessing
+        table = read_index(options.index)
+        source = find_data(options.index, table)
+        rows = select_split(table, "train")
+        self.targets = Targets(rows, options.descriptors)
+        self.seen = hash64(table[table["split"].isin(["train", "val"])]["sha256"])
+        device = torch.device("cpu")
+        train = FaceDataset(rows, None, source, preprocessing.train_transform())
+        self.train_loader = FaceLoader(train, BATCH_SIZE, True, options.seed, None, device)
+        self.val_loaders = {
+            name: FaceLoader(
+                FaceDataset(group, None, source, preprocessing.eval_transform()),
+                BATCH_SIZE, False, 0, None, device,
+            )
+            for name, group in select_split(table, "val").groupby("source")
+        }  # fmt: skip
+        net = build_model("resnet18", len(CLASSES), imagenet=False)
+        net.fc = nn.Linear(512, 2 + 1 + len(RACES) + DESCRIPTORS)
+        self.net = to_device(net, device)
+        self.average = copy.deepcopy(self.net)
+        self.steps = 0
+        self.epoch = 0
+        self.precision = mixed_precision(device)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), RATE, weight_decay=DECAY, fused=True
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, RATE, options.epochs * len(self.train_loader) + 1,
+            pct_start=0.25, cycle_momentum=False,
+        )  # fmt: skip
+
+    def forward(self, net: nn.Module, images: Tensor) -> Tensor:
+        """Return the outputs (n, 136), float32."""
+        with torch.autocast("cpu", dtype=self.precision, enabled=self.precision is not None):
+            outputs: Tensor = net(images)
+        return outputs.float()
+
+    def train_epoch(self) -> dict[str, float]:
+        """Train once through the split; return the mean of each loss."""
+        self.net.train()
+        self.train_loader.sampler.epoch = self.epoch
+        sums, batches = dict.fromkeys(WEIGHTS, 0.0), 0
+        for batch in self.train_loader:
+            if batch.images is None or len(batch.labels) < 2:
+                continue
+            outputs = self.forward(self.net, batch.images)
+            losses = self.targets.losses(outputs, batch.labels, batch.positions)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
+            self.optimizer.step()
+            self.schedule.step()
+            self.follow()
+            batches += 1
+            for name, loss in losses.items():
+                sums[name] += float(loss.detach())
+        return {name: round(total / batches, 4) for name, total in sums.items()}
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Let the average follow the weights."""
+        self.steps += 1
+        decay = min(AVERAGE, self.steps / (9 + self.steps))
+        for mine, theirs in zip(
+            self.average.state_dict().values(), self.net.state_dict().values(), strict=True
+        ):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the accuracy of male or female on each source of the validation split."""
+        self.average.eval()
+        found = {}
+        for name, loader in self.val_loaders.items():
+            right = count = 0
+            for batch in loader:
+                if batch.images is not None:
+                    answers = self.forward(self.average, batch.images)[:, :2].argmax(1)
+                    right += int((answers == batch.labels).sum())
+                    count += len(batch.labels)
+            found[str(name)] = round(right / count, 4)
+        return found
+
+    def state(self) -> dict[str, object]:
+        """Return what `go_on` takes."""
+        parts = (self.net, self.average, self.optimizer, self.schedule)
+        return {
+            "parts": [part.state_dict() for part in parts],
+            "steps": self.steps,
+            "epoch": self.epoch,
+        }
+
+    def go_on(self, path: Path) -> None:
+        """Be what the state at ``path`` was."""
+        state = torch.load(path, weights_only=True)
+        net, average, optimizer, schedule = state["parts"]
+        self.net.load_state_dict(net)
+        self.average.load_state_dict(average)
+        self.optimizer.load_state_dict(optimizer)
+        self.schedule.load_state_dict(schedule)
+        self.steps, self.epoch = state["steps"], state["epoch"]
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the averaged net with the answer male or female alone."""
+        weights = dict(self.average.state_dict())
+        weights["fc.weight"], weights["fc.bias"] = weights["fc.weight"][:2], weights["fc.bias"][:2]
+        return Checkpoint(
+            recipe=replace(self.recipe, epochs=max(1, self.epoch)),
+            classes=CLASSES,
+            preprocessing=self.recipe.preprocessing,
+            weights=weights,
+            seen=self.seen,
+        )
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("index", type=Path)
+    parser.add_argument("descriptors", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    keep_freed_memory()
+    pretraining = Pretraining(options)
+    partial = options.out.with_name(f"{options.out.name}.partial")
+    if partial.exists():
+        pretraining.go_on(partial)
+    while pretraining.epoch < options.epochs:
+        started = time.perf_counter()
+        losses = pretraining.train_epoch()
+        pretraining.epoch += 1
+        seconds = round(time.perf_counter() - started)
+        print(pretraining.epoch, losses, pretraining.validate(), seconds, "s", flush=True)
+        torch.save(pretraining.state(), partial)
+    pretraining.checkpoint().save(options.out)
+    partial.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Make the one index that the shipped weights are trained and tested on.
+
+python -m tools.sources DATA --audit AUDIT
+
+DATA holds utkface/ and celeba64/, each with male/ and female/, and where they are at hand scut_dev/
+and officials/. AUDIT is what `python -m face_gender.audit DATA/utkface --output AUDIT` wrote.
+
+DATA/index.csv: UTKFace, each group of near-duplicates in one split, and CelebA-64, each person in
+one split (celeba64/labels.csv), both split 70/15/15 by seed 0. Photographs that lie under both
+labels are left out. Children of 0 to 3 years, whose sex few can tell, are in the test split alone,
+as a source of their own, utkface_0_3. Columns: source, age (a band, in years) and race, as
+UTKFace's names give them.
+DATA/unseen.csv: scut_dev and officials, all of it test: sources that nothing is trained or chosen
+on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from face_gender.files import InputError
+from face_gender.index import create_csv, write_index
+
+BANDS = {0: "0-3", 4: "4-12", 13: "13-19", 20: "20-29", 30: "30-44", 45: "45-59", 60: "60-116"}
+RACES = ("White", "Black", "Asian", "Indian", "other")
+CONTRADICTIONS = ("duplicate_other_label", "near_duplicate_other_label")
+
+
+def indexed(folder: Path, groups: Path | None = None) -> pd.DataFrame:
+    """Return the rows of one source, with paths relative to what holds its folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if groups is not None:  # with paths relative to the source's own folder
+            table = pd.read_csv(groups, dtype=str)
+            table["path"] = table["path"].str.removeprefix(f"{folder.name}/")
+            groups = Path(scratch) / "groups.csv"
+            table.to_csv(groups, index=False)
+        report = create_csv(folder, Path(scratch) / "index.csv", groups=groups)
+        print(f"{folder.name}: {report.summary()}")
+    rows = report.table.assign(source=folder.name, age="", race="")
+    rows["path"] = folder.name + "/" + rows["path"]
+    if groups is not None:
+        rows["group"] = [f"{folder.name}:{group}" if group else "" for group in rows["group"]]
+    return rows
+
+
+def with_ages(rows: pd.DataFrame) -> pd.DataFrame:
+    """Fill ``age`` and ``race`` from UTKFace's names: age_gender_race_date."""
+    fields = [Path(path).name.split("_") for path in rows["path"]]
+    ages = [int(each[0]) for each in fields]
+    bands = [BANDS[max(first for first in BANDS if first <= age)] for age in ages]
+    races = [RACES[int(each[2])] if each[2] in set("01234") else "" for each in fields]
+    return rows.assign(age=bands, race=races)
+
+
+def utkface(folder: Path, audit: Path) -> pd.DataFrame:
+    """Return UTKFace without contradictory copies; children of 0 to 3 in the test split alone."""
+    rows = with_ages(indexed(folder, audit / "groups.csv"))
+    findings = pd.read_csv(audit / "audit.csv", dtype=str)
+    wrong = findings[findings["issue"].isin(CONTRADICTIONS)]
+    rows = rows[~rows["path"].isin([*wrong["path"], *wrong["related"].dropna()])]
+    small = rows["age"] == "0-3"
+    rows.loc[small, "source"] = f"{folder.name}_0_3"
+    return rows[~small | (rows["split"] == "test")]
+
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--audit", type=Path, required=True)
+    options = parser.parse_args()
+    data = options.data
+    try:
+        celeba = indexed(data / "celeba64", data / "celeba64" / "labels.csv")
+        rows = pd.concat([utkface(data / "utkface", options.audit), celeba], ignore_index=True)
+        write_index(rows, data / "index.csv")
+        others = [indexed(data / name) for name in ("scut_dev", "officials")]
+        write_index(pd.concat(others, ignore_index=True).assign(split="test"), data / "unseen.csv")
+    except (InputError, OSError) as error:
+        print(f"sources.py: {error}", file=sys.stderr)
+        return 1
+    print(rows.groupby(["source", "split", "label"]).size().unstack())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
