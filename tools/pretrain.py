@@ -2,9 +2,10 @@
 
 python -m tools.pretrain INDEX DESCRIPTORS OUT [--epochs 20] [--size 64]
 
-INDEX is what tools.sources wrote, DESCRIPTORS what tools.descriptors did. From random weights, on
+INDEX is what tools.teacher wrote, DESCRIPTORS what tools.descriptors did. From random weights, on
 the train split alone, with the recipe's own augmentation, one net answers four questions at once:
-male or female (label smoothing 0.05), the 128 numbers that dlib's face-recognition net finds in the
+male or female (0.7 of the teacher's answer and 0.3 of the label, Hinton et al., arXiv:1503.02531,
+and label smoothing 0.05), the 128 numbers that dlib's face-recognition net finds in the
 picture (mean squared error, each scaled to unit variance; Romero et al., arXiv:1412.6550, distil
 features in this way), the age (smooth L1, in standard deviations) and the race as labelled. OUT
 keeps the first answer alone: a checkpoint to start resnet18_tuned from. OUT.partial holds the state
@@ -34,6 +35,7 @@ from face_gender.recipes import get_recipe
 
 RACES = ("White", "Black", "Asian", "Indian", "other")
 DESCRIPTORS = 128
+DISTILLED = 0.7  # the teacher's share of the label to learn
 BATCH_SIZE, RATE, DECAY, AVERAGE = 64, 2e-3, 0.05, 0.998
 WEIGHTS = {"label": 1.0, "descriptor": 1.0, "age": 0.3, "race": 0.3}
 
@@ -58,8 +60,12 @@ class Targets:
         age = torch.tensor(ages, dtype=torch.float32)
         self.age = (age - age.nanmean()) / age[~age.isnan()].std()
         self.race = torch.tensor([RACES.index(r) if r in RACES else -1 for r in rows["race"]])
+        label = torch.tensor(rows["label"].to_numpy(), dtype=torch.float32)
+        teacher = torch.tensor(pd.to_numeric(rows["teacher"]).to_numpy(), dtype=torch.float32)
+        female = torch.where(teacher.isnan(), label, DISTILLED * teacher + (1 - DISTILLED) * label)
+        self.label = torch.stack([1 - female, female], 1)
 
-    def losses(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    def losses(self, outputs: Tensor, positions: Tensor) -> dict[str, Tensor]:
         """Return the mean loss of each question over those pictures whose answer is known."""
         label, age, race, descriptor = outputs.split([2, 1, len(RACES), DESCRIPTORS], 1)
         known = ~self.age[positions].isnan()
@@ -67,7 +73,9 @@ class Targets:
         positions_described = positions[described]
         functional = nn.functional
         return {
-            "label": functional.cross_entropy(label, labels, label_smoothing=0.05),
+            "label": functional.cross_entropy(
+                label, self.label[positions], label_smoothing=0.05
+            ),
             "descriptor": functional.mse_loss(
                 descriptor[described], self.descriptor[positions_described], reduction="sum"
             ) / (DESCRIPTORS * max(1, len(positions_described))),
@@ -132,7 +140,7 @@ class Pretraining:
             if batch.images is None or len(batch.labels) < 2:
                 continue
             outputs = self.forward(self.net, batch.images)
-            losses = self.targets.losses(outputs, batch.labels, batch.positions)
+            losses = self.targets.losses(outputs, batch.positions)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
             self.optimizer.step()
