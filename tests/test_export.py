@@ -162,7 +162,7 @@ def test_the_engine_has_the_temperature_of_the_weights(
     pytest.importorskip("openvino")
     scaled = tmp_path / "scaled.pth"
     checkpoint = load_checkpoint(exported)
-    replace(checkpoint, temperature=0.25).save(scaled)
+    replace(checkpoint, temperature=4.0).save(scaled)
     assert export.main([str(scaled)]) == 0
     pixels = some_pixels(8)
     plain = load_classifier(exported, device="cpu", mixed=False).probabilities(pixels)
