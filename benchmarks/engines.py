@@ -44,11 +44,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def by_openvino(engine: OpenVino) -> Way:
+def by_openvino(net: Classifier, weights: Path, sixteen_bits: bool | None = None) -> Way:
     """Return the way that labels pictures (n, 3, H, W) uint8 by the graph alone."""
-    return lambda pixels: probabilities_of(
-        torch.from_numpy(engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy()))
-    )
+    engine = OpenVino(net.checkpoint, weights, sixteen_bits)
+
+    def label(pixels: Tensor) -> Tensor:
+        outputs = engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy())
+        return probabilities_of(torch.from_numpy(outputs), net.checkpoint.temperature)
+
+    return label
 
 
 def by_onnxruntime(net: Classifier, weights: Path) -> Way:
@@ -64,7 +68,7 @@ def by_onnxruntime(net: Classifier, weights: Path) -> Way:
     def label(pixels: Tensor) -> Tensor:
         images = net.checkpoint.preprocessing.normalized(pixels).contiguous().numpy()
         outputs: list[Any] = session.run(None, {"images": images})
-        return probabilities_of(torch.from_numpy(outputs[0]))
+        return probabilities_of(torch.from_numpy(outputs[0]), net.checkpoint.temperature)
 
     return label
 
@@ -84,9 +88,9 @@ def all_ways(options: argparse.Namespace, work: Path) -> dict[str, Way]:
         "PyTorch float32": full.probabilities,
         f"PyTorch {str(shipped.dtype).removeprefix('torch.')} (without --engine)":
             shipped.probabilities,
-        "OpenVINO float32": by_openvino(OpenVino(full.checkpoint, float_, sixteen_bits=False)),
-        "OpenVINO bfloat16": by_openvino(OpenVino(full.checkpoint, float_, sixteen_bits=True)),
-        "OpenVINO int8 alone": by_openvino(OpenVino(full.checkpoint, int8)),
+        "OpenVINO float32": by_openvino(full, float_, sixteen_bits=False),
+        "OpenVINO bfloat16": by_openvino(full, float_, sixteen_bits=True),
+        "OpenVINO int8 alone": by_openvino(full, int8),
         "OpenVINO int8, close ones again (--engine openvino)": again.probabilities,
         "the same, again in 16 bits": asked.probabilities,
         "ONNX Runtime float32": by_onnxruntime(full, float_),

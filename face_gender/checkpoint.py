@@ -32,6 +32,7 @@ FORMAT = 1
 _MOST_CLASSES = 1_000
 _LONGEST_NAME = 100  # of a class
 _LAST_EPOCH = 10**9
+_TEMPERATURES = (0.01, 100.0)
 # What a net's weights and counters are of. Others cannot be turned into float32, or mean others.
 _DTYPES = frozenset((
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
@@ -57,7 +58,8 @@ class Checkpoint:
     ``classes``: names in the order of the net's outputs; ``epoch``: 0-based, None where it is
     not known; ``metrics``: figures on the validation split; ``seen``: (n,) int64, sorted, the
     first 64 bits of the sha256 of every picture that it was trained or chosen on;
-    ``weights``: the state_dict.
+    ``weights``: the state_dict; ``temperature``: probabilities are softmax(outputs / temperature),
+    0.01..100, fitted on the validation split (`metrics.fit_temperature`).
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Checkpoint:
     metrics: Mapping[str, float] = field(default_factory=dict)
     seen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     versions: Mapping[str, str] = field(default_factory=versions)
+    temperature: float = 1.0
 
     def save(
         self,
@@ -92,6 +95,7 @@ class Checkpoint:
             "preprocessing": self.preprocessing.to_dict(),
             "epoch": self.epoch,
             "metrics": self.metrics,
+            "temperature": self.temperature,
             "versions": self.versions,
         }
         content = {
@@ -267,6 +271,8 @@ def parse_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
             "preprocessing": Preprocessing.from_dict(preprocessing),
             "epoch": _epoch(content["epoch"]),
             "metrics": _metrics(content["metrics"]),
+            # Which files of earlier versions lack.
+            "temperature": _temperature(content.get("temperature", 1.0)),
             "seen": _hashes(content["seen"]),
             "versions": as_dict(content["versions"]),
         }
@@ -303,6 +309,13 @@ def _metrics(value: Any) -> dict[str, float]:
     if not all(isinstance(k, str) and isinstance(v, Real) for k, v in metrics.items()):
         raise TypeError("metrics are no numbers by name")
     return {name: float(figure) for name, figure in metrics.items()}
+
+
+def _temperature(value: Any) -> float:
+    low, high = _TEMPERATURES
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"temperature is no number from {low:g} to {high:g}")
+    return float(value)
 
 
 def _hashes(value: Any) -> Tensor:

@@ -52,8 +52,8 @@ def describe(
     """Return what a graph says of itself, each value as JSON.
 
     ``classes``, in the order of the outputs; ``preprocessing``: height and width in pixels,
-    resize, mean and std of values in 0..1; ``recipe``; ``precision`` of the layers;
-    ``weights_sha256`` of the .pth file.
+    resize, mean and std of values in 0..1; ``recipe``; ``temperature``, which the outputs are
+    still to be divided by; ``precision`` of the layers; ``weights_sha256`` of the .pth file.
     Raises OSError where that cannot be read.
     """
     preprocessing = checkpoint.preprocessing.to_dict()
@@ -62,6 +62,7 @@ def describe(
         "classes": checkpoint.classes,
         "preprocessing": preprocessing,
         "recipe": checkpoint.recipe.to_dict(),
+        "temperature": checkpoint.temperature,
         "precision": precision,
         "weights_sha256": sha256_of(weights),
     }

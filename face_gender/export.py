@@ -105,7 +105,8 @@ def export(
     """Write the graph of a .pth to ``output``, atomically.
 
     It takes ``images``, (n, 3, H, W) float32, normalised, for any n, and gives ``logits``,
-    (n, classes), whose softmax is the probabilities. `engines.describe` has its metadata.
+    (n, classes): probabilities are softmax(logits / temperature), with the ``temperature`` of its
+    metadata, which `engines.describe` has.
     ``calibrate``: a folder or .zip, of whose pictures ``pictures`` are read; the graph then
     calculates in 8 bits, all but its first and last layer. Raises InputError for all that is
     wrong with the files.

@@ -111,14 +111,17 @@ class Classifier:
 
     def _by_model(self, pixels: Tensor) -> Tensor:
         images = self.checkpoint.preprocessing.normalized(pixels.to(self.device))
-        return probabilities_of(self.model(images.to(self.dtype))).cpu()
+        outputs = self.model(images.to(self.dtype))
+        return probabilities_of(outputs, self.checkpoint.temperature).cpu()
 
     def _by_engine(self, pixels: Tensor) -> Tensor:
         assert self.engine is not None
         rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        found = probabilities_of(torch.from_numpy(self.engine.outputs(rows)))
-        first, second = found.topk(2).values.unbind(1)
+        outputs = torch.from_numpy(self.engine.outputs(rows))
+        # Of temperature 1, as MARGIN was measured: how far off the engine is does not hang on T.
+        first, second = probabilities_of(outputs, 1.0).topk(2).values.unbind(1)
         close = first - second < MARGIN
+        found = probabilities_of(outputs, self.checkpoint.temperature)
         if close.any():
             found[close] = self._by_model(pixels[close])
         return found
@@ -304,6 +307,7 @@ def _describe(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         # JSON has no NaN, which recall is where validation lacked a class.
         "metrics": {k: v if math.isfinite(v) else None for k, v in checkpoint.metrics.items()},
+        "temperature": checkpoint.temperature,
     }
 
 

@@ -178,12 +178,13 @@ def _fold_batch_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def probabilities_of(outputs: Tensor) -> Tensor:
-    """Return float32 probabilities (n, classes) for a net's outputs.
+def probabilities_of(outputs: Tensor, temperature: float) -> Tensor:
+    """Return float32 probabilities (n, classes) for a net's outputs and its `Checkpoint`'s T.
 
-    Also right for log-probabilities, whose softmax is the probabilities themselves.
+    Above 1, T brings them closer together, below 1 further apart; it changes no answer. Also right
+    for log-probabilities, which are logits too.
     """
-    return outputs.float().softmax(dim=1)
+    return (outputs.float() / temperature).softmax(dim=1)
 
 
 def embed(model: nn.Module, images: Tensor) -> Tensor:

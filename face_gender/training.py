@@ -49,7 +49,7 @@ from face_gender.devices import (
 from face_gender.distributed import Share, World, as_one_batch, in_one_sentence, join, wrapped
 from face_gender.files import InputError, Source, open_source, shown
 from face_gender.index import check_matches, read_index, row_hashes
-from face_gender.metrics import Evaluation
+from face_gender.metrics import Evaluation, fit_temperature
 from face_gender.models import (
     build_model,
     freeze,
@@ -80,6 +80,7 @@ warnings.simplefilter("always", UnreadablePictureWarning)
 class EpochReport:
     """One epoch's figures. Losses are means per picture, in nats; accuracy and recall 0..1.
 
+    ``val_loss`` is that of temperature 1, whatever was fitted, so that epochs compare.
     ``epoch`` is 0-based; ``recall`` by class name; ``seconds`` for the whole epoch;
     ``images_per_second`` of its training part; ``is_best``: the best epoch so far;
     ``checkpoint``: the file that holds it.
@@ -113,7 +114,8 @@ def train(
 
     Each epoch is saved as ``out/<recipe>/epoch_{i}.pth``, the best so far (by the recipe's
     ``best_by`` on the validation split) as ``out/<recipe>/best.pth`` and ``out/best.pth``, the
-    figures of all as ``out/<recipe>/history.csv``, and what it takes to go on as ``last.pth``. The
+    figures of all as ``out/<recipe>/history.csv``, and what it takes to go on as ``last.pth``. Each
+    checkpoint has the temperature that fits its answers on the validation split. The
     files of an earlier run of the recipe are moved into ``out/<recipe>/earlier_{n}/`` first; an
     ``out/best.pth`` that is no copy of one of them is kept as ``out/best_earlier_{n}.pth``.
     The caller may stop at any report. ``mixed``: calculate in 16 bits where the hardware does.
@@ -337,7 +339,9 @@ class _Run:
         # Whatever the caller drew since the last epoch.
         self._restore_random_state()
         train_loss, images_per_second = self._train_epoch(epoch)
-        validation = _predict(self.result, self.val_loader, CLASSES, self.precision, self.progress)
+        validation = _predict(
+            self.result, self.val_loader, CLASSES, 1.0, self.precision, self.progress
+        )
         if not math.isfinite(train_loss + validation.loss):
             raise InputError(
                 f"training diverged in epoch {epoch} (the loss is not a number): "
@@ -358,7 +362,8 @@ class _Run:
         )
         self.history.append(_row(report))
         if self.world.first:
-            checkpoint = self._checkpoint(epoch, _metrics(report))
+            temperature = fit_temperature(validation.log_probabilities, validation.labels)
+            checkpoint = self._checkpoint(epoch, _metrics(report), temperature)
             self.folder.write(checkpoint, self._state(), is_best)
         return report
 
@@ -478,7 +483,9 @@ class _Run:
         self.waited = 0 if is_best else self.waited + 1
         return is_best
 
-    def _checkpoint(self, epoch: int | None, metrics: dict[str, float]) -> Checkpoint:
+    def _checkpoint(
+        self, epoch: int | None, metrics: dict[str, float], temperature: float = 1.0
+    ) -> Checkpoint:
         return Checkpoint(
             recipe=self.recipe,
             classes=CLASSES,
@@ -486,6 +493,7 @@ class _Run:
             weights=self.result.state_dict(),
             epoch=epoch,
             metrics=metrics,
+            temperature=temperature,
             seen=self.seen,
         )
 
@@ -603,7 +611,8 @@ def evaluate(
     dataset = FaceDataset(rows, None, source, transform)
     chosen = pick_device(device)
     loader = FaceLoader(dataset, batch_size, workers=workers, device=chosen)
-    return _predict(to_device(model, chosen), loader, checkpoint.classes, None, progress)
+    model, temperature = to_device(model, chosen), checkpoint.temperature
+    return _predict(model, loader, checkpoint.classes, temperature, None, progress)
 
 
 def _refuse_leak(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source, name: str) -> None:
@@ -741,6 +750,7 @@ def _predict(
     model: nn.Module,
     loader: FaceLoader,
     classes: tuple[str, ...],
+    temperature: float,
     precision: torch.dtype | None,
     progress: bool,
 ) -> Evaluation:
@@ -757,7 +767,7 @@ def _predict(
             failures += batch.failures
             if batch.images is not None:
                 outputs = _in_halves(model, batch.images, precision)
-                probabilities.append(probabilities_of(outputs).cpu())
+                probabilities.append(probabilities_of(outputs, temperature).cpu())
                 positions.append(batch.positions)
             bar.update((len(batch.labels) + len(batch.failures)) * sampler.world.size)
     failures = _exclude(failures, dataset, sampler)

@@ -109,7 +109,7 @@ def test_the_file_holds_plain_data_and_tensors_alone(saved: Path) -> None:
     check(content, "content")
     assert set(content) == {
         *("format", "recipe", "classes", "preprocessing", "epoch", "metrics", "seen", "versions"),
-        "weights",
+        *("temperature", "weights"),
     }
     assert set(content["versions"]) > {"torch", "torchvision", "face_gender"}
 
@@ -135,6 +135,22 @@ def test_numpy_numbers_and_paths_become_plain_data(tmp_path: Path) -> None:
     assert loaded.recipe.init == str(tmp_path / "start.pth")
     assert (loaded.preprocessing.height, loaded.preprocessing.width) == (64, 48)
     assert loaded.metrics == {"val_loss": 0.5}
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.7, 1 / 3, 1, 100.0])
+def test_the_temperature_is_kept_to_the_bit(temperature: float, tmp_path: Path) -> None:
+    make(temperature=temperature).save(tmp_path / "net.pth")
+    found = load_checkpoint(tmp_path / "net.pth").temperature
+    assert found == temperature
+    assert type(found) is float
+
+
+def test_a_file_of_an_earlier_version_has_temperature_one(saved: Path, plain: Path) -> None:
+    content = content_of(saved)
+    assert content.pop("temperature") == 1.0
+    torch.save(content, saved)
+    assert load_checkpoint(saved).temperature == 1.0
+    assert load_checkpoint(plain, "dropout_cnn", ["female", "male"]).temperature == 1.0
 
 
 def test_preprocessing_is_the_files_own_and_not_the_recipes(tmp_path: Path) -> None:
@@ -298,6 +314,8 @@ def test_claims_that_the_file_confirms_are_taken(saved: Path) -> None:
         ({"classes": ["male", "female", "cat"]}, "3 classes"),
         ({"seen": None}, "not a whole checkpoint"),
         ({"metrics": None}, "not a whole checkpoint"),
+        ({"temperature": 0.0}, "temperature is no number from 0.01 to 100"),
+        ({"temperature": float("nan")}, "temperature is no number"),
         ({"recipe": {}}, "not a whole checkpoint"),
         ({"recipe": "compact_cnn"}, "not a whole checkpoint"),
         ({"preprocessing": {}}, "not a whole checkpoint"),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sentences import sentence
 
 import process
 from face_gender import engines, export, inference
-from face_gender.checkpoint import Checkpoint
+from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.engines import MARGIN, OpenVino
 from face_gender.files import InputError
 from face_gender.inference import Classifier, load_classifier
@@ -94,7 +95,7 @@ def test_the_float_graph_gives_the_probabilities_of_the_net(recipe: str, tmp_pat
             weights.with_suffix(".onnx"), preprocessing.normalized(pixels)
         )
         expected = net.probabilities(pixels)
-        assert torch.allclose(probabilities_of(outputs), expected, atol=1e-4)
+        assert torch.allclose(probabilities_of(outputs, 1.0), expected, atol=1e-4)
         assert not torch.allclose(expected, torch.full_like(expected, 0.5), atol=1e-3)
 
 
@@ -112,6 +113,7 @@ def test_the_graph_says_what_it_is(exported: Path, calibrated: Path) -> None:
             "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
         }  # fmt: skip
         assert said["recipe"]["name"] == "resnet18"
+        assert said["temperature"] == 1.0
         assert said["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
         assert said["precision"] == ("int8" if weights == calibrated else "float32")
         kinds = [node.op_type for node in graph.graph.node]
@@ -152,6 +154,23 @@ def test_the_engine_answers_as_the_net_does(exported: Path, pictures: Path, tmp_
         assert by_engine["results"][name]["probabilities"] == pytest.approx(
             answer["probabilities"], abs=0.02
         )
+
+
+def test_the_engine_has_the_temperature_of_the_weights(
+    exported: Path, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    scaled = tmp_path / "scaled.pth"
+    checkpoint = load_checkpoint(exported)
+    replace(checkpoint, temperature=4.0).save(scaled)
+    assert export.main([str(scaled)]) == 0
+    pixels = some_pixels(8)
+    plain = load_classifier(exported, device="cpu", mixed=False).probabilities(pixels)
+    by_net = load_classifier(scaled, device="cpu", mixed=False).probabilities(pixels)
+    by_engine = load_classifier(scaled, engine="openvino").probabilities(pixels)
+    assert torch.allclose(by_engine, by_net, atol=0.03)
+    assert (by_net - plain).abs().max() > 0.1
+    assert by_engine.argmax(1).tolist() == plain.argmax(1).tolist()
 
 
 def test_the_engine_in_float32_gives_the_outputs_of_the_net(exported: Path) -> None:
@@ -213,6 +232,21 @@ def test_where_classes_are_close_the_net_is_asked(exported: Path) -> None:
     own = torch.tensor(engine.logits).softmax(1)
     assert torch.allclose(found[[0, 2]], own[[0, 2]])
     assert not torch.allclose(own[[1, 3]], by_net[[1, 3]], atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 10.0])
+def test_what_is_close_does_not_hang_on_the_temperature(exported: Path, temperature: float) -> None:
+    net = load_classifier(exported, device="cpu", mixed=False)
+    checkpoint = replace(net.checkpoint, temperature=temperature)
+    engine = _Fixed([[0.4, 0.0], [0.0, 0.1]])  # 0.2 and 0.05 apart
+    mixed = Classifier(checkpoint, net.model, net.device, net.dtype, engine)
+    pixels = some_pixels(2)
+    found = mixed.probabilities(pixels)
+    by_net = replace(mixed, engine=None).probabilities(pixels)
+    own = probabilities_of(torch.tensor(engine.logits), temperature)
+    assert torch.allclose(found[0], own[0])
+    assert torch.allclose(found[1], by_net[1], atol=1e-5)
+    assert not torch.allclose(own, by_net, atol=1e-3)
 
 
 def test_a_graph_of_other_weights_is_refused(exported: Path, tmp_path: Path) -> None:

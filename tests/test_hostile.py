@@ -826,6 +826,11 @@ ODD_FIELDS: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
         ({"val_accuracy": "x"}, {"val_accuracy": {"a": 1}}, {1: 2.0}, {"a": 10**400}, [1], deep(),
          {"a": torch.ones(3)}, HUGE),
     ),
+    "temperature": (
+        ("temperature",),
+        (0, 0.0, -1.0, 1e-9, 0.0099, 100.1, 1e300, float("nan"), float("inf"), 10**400, "1", None,
+         True, [1.0], torch.tensor(1.0), torch.ones(3), 1j, deep(), HUGE),
+    ),
     "seen": (("seen",), (torch.zeros(3), HUGE, torch.zeros(2, 2).long(), [1],
                          torch.zeros(1).long().expand(10**12))),
     "versions": (("versions",), (None, deep(), "torch", 3)),

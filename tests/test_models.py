@@ -8,6 +8,8 @@ import pytest
 import torch
 import torchvision
 from conftest import draw_face
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sentences import sentence
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ from face_gender.models import (
     has_batchnorm,
     head_name,
     is_own,
+    probabilities_of,
     to_device,
     train_mode,
 )
@@ -138,6 +141,35 @@ def test_dropout_cnn_is_the_published_chain() -> None:
     chain = nn.Sequential(*blocks, nn.Flatten(), m["fc1"], m["fc2"], nn.LogSoftmax(dim=1))
     images = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(net(images), chain(images), atol=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 6).flatmap(
+        lambda n: st.lists(
+            st.lists(st.floats(-80, 80, width=32), min_size=n, max_size=n), min_size=1, max_size=9
+        )
+    ),
+    st.floats(0.01, 100),
+)
+def test_a_temperature_changes_no_answer(rows: list[list[float]], temperature: float) -> None:
+    outputs = torch.tensor(rows)
+    found = probabilities_of(outputs, temperature)
+    assert torch.allclose(found.sum(1), torch.ones(len(rows)), atol=1e-5)
+    assert ((found >= 0) & (found <= 1)).all()
+    # Where two outputs are as good as equal, 32 bits may make them so.
+    answers = outputs.argmax(1, keepdim=True)
+    assert torch.equal(found.gather(1, answers), found.amax(1, keepdim=True))
+    order = found.gather(1, outputs.argsort(1))
+    assert (order.diff(dim=1) >= -1e-7).all()
+    assert torch.equal(probabilities_of(outputs, 1.0), outputs.softmax(1))
+
+
+def test_the_temperature_of_log_probabilities_is_that_of_the_outputs() -> None:
+    outputs = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 5
+    for temperature in (0.3, 1.0, 4.0):
+        by_logs = probabilities_of(outputs.log_softmax(1), temperature)
+        assert torch.allclose(by_logs, probabilities_of(outputs, temperature), atol=1e-6)
 
 
 def test_dropout_cnn_answers_with_log_probabilities() -> None:

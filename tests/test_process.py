@@ -19,6 +19,7 @@ import process
 from face_gender import RECIPE_NAMES
 from face_gender.checkpoint import load_checkpoint
 from face_gender.index import create_csv
+from face_gender.models import build_model
 from face_gender.recipes import RECIPES, get_recipe
 from face_gender.training import train
 
@@ -141,6 +142,33 @@ def test_full_format_tells_everything(folder: Path, weights: Path) -> None:
         assert details["label"] == EXPECTED[name]
         assert details["confidence"] == max(details["probabilities"].values())
         assert sum(details["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_probabilities_have_the_temperature_of_the_weights(
+    folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = build_model("compact_cnn").state_dict()
+    net["fc4.weight"] *= 30  # or all answers were about one half
+    scaled = tmp_path / "scaled.pth"
+    answers = []
+    for temperature in (1.0, 2.0):
+        replace(load_checkpoint(weights), weights=net, temperature=temperature).save(scaled)
+        assert run(folder, "--weights", scaled, "--format", "full") == 0
+        answers.append(results())
+    before, after = answers
+    assert (before["model"]["temperature"], after["model"]["temperature"]) == (1.0, 2.0)
+    for name, details in before["results"].items():
+        roots = {k: v**0.5 for k, v in details["probabilities"].items()}
+        expected = {k: v / sum(roots.values()) for k, v in roots.items()}
+        found = after["results"][name]
+        assert found["probabilities"] == pytest.approx(expected, abs=2e-3)
+        assert found["label"] == details["label"]
+        assert found["confidence"] < details["confidence"]
+    for temperature, labels in ((1.0, set(EXPECTED.values())), (100.0, {"uncertain"})):
+        replace(load_checkpoint(weights), temperature=temperature).save(scaled)
+        assert run(folder, "--weights", scaled, "--threshold", "0.8") == 0
+        assert set(results().values()) == labels
 
 
 def test_csv_format(folder: Path, weights: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sentences import sentence
 
 import process
 from face_gender import scale
-from face_gender.checkpoint import Checkpoint
+from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.files import InputError, read_file
 from face_gender.models import build_model
 from face_gender.recipes import get_recipe
@@ -81,6 +82,17 @@ def test_names_give_the_answers_of_process(weights, pictures, expected) -> None:
     check(rows, names, expected)
     assert len(set(rows["male"][:COUNT].tolist())) > COUNT // 2
     assert rows["confidence"].dtype == rows["male"].dtype == np.float32
+
+
+def test_columns_have_the_temperature_of_the_weights(weights, pictures, tmp_path) -> None:
+    scaled = tmp_path / "scaled.pth"
+    replace(load_checkpoint(weights), temperature=0.1).save(scaled)
+    batch = {"path": [str(pictures / f"{i:02}.jpg") for i in range(COUNT)]}
+    before, after = (FaceClassifier(path, device="cpu")(batch) for path in (weights, scaled))
+    odds = [np.log(rows["male"] / rows["female"]) for rows in (before, after)]
+    assert np.allclose(odds[1], 10 * odds[0], rtol=1e-2, atol=1e-4)
+    assert (after["confidence"] > before["confidence"]).all()
+    assert after["label"].tolist() == before["label"].tolist()
 
 
 def test_bytes_give_the_answers_of_process(weights, pictures, expected) -> None:

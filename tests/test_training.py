@@ -24,7 +24,7 @@ from face_gender import CLASSES, training
 from face_gender.checkpoint import Checkpoint, hash64, load_checkpoint
 from face_gender.files import InputError
 from face_gender.index import IndexReport, create_csv, read_index
-from face_gender.metrics import Evaluation
+from face_gender.metrics import Evaluation, fit_temperature
 from face_gender.models import build_model
 from face_gender.recipes import Recipe, get_recipe
 from face_gender.training import (
@@ -838,6 +838,57 @@ def test_probabilities_of_log_probabilities_add_up_to_one(data: Path, index: Ind
     assert np.allclose(result.probabilities.sum(axis=1), 1, atol=1e-5)
     right = result.probabilities[np.arange(len(result.labels)), result.labels]
     assert result.loss == pytest.approx(-np.log(right).mean(), rel=1e-4)
+
+
+def test_an_evaluation_has_the_temperature_of_its_model(data: Path, index: IndexReport) -> None:
+    plain = judge(answering(0.9), index, data)
+    scaled = judge(answering(0.9, temperature=2.0), index, data)
+    assert np.allclose(plain.probabilities[:, 1], 0.9, atol=1e-6)
+    assert np.allclose(scaled.probabilities[:, 1], 0.75, atol=1e-6)  # odds of 9 become 3
+    assert scaled.predictions.tolist() == plain.predictions.tolist()
+    right = scaled.probabilities[np.arange(len(scaled.labels)), scaled.labels]
+    assert scaled.loss == pytest.approx(-np.log(right).mean(), rel=1e-5)
+
+
+def test_each_epoch_has_the_temperature_that_fits_its_validation(
+    data: Path, tmp_path: Path
+) -> None:
+    """Of colours that say little: a third of the pictures carries the other label."""
+    for i in range(42):
+        for label, other in zip(CLASSES, reversed(CLASSES), strict=True):
+            drawn = draw_face(other if i % 3 == 0 else label, i)
+            drawn.save(data / label / f"{label[0]}_{i}.jpg")
+    index = create_csv(data, ratios=(15, 75, 10), progress=False)
+    reports = run(QUICK, index, data, tmp_path / "w", mixed=False)
+    fitted = []
+    for report in reports:
+        saved = load_checkpoint(report.checkpoint)
+        plain, scaled = (
+            judge(each, index, data, split="val", allow_seen=True)
+            for each in (replace(saved, temperature=1.0), saved)
+        )
+        expected = fit_temperature(plain.log_probabilities, plain.labels)
+        assert saved.temperature == pytest.approx(expected, rel=1e-3)
+        assert plain.loss == pytest.approx(report.val_loss, rel=1e-4)
+        assert scaled.loss <= plain.loss
+        assert scaled.accuracy == plain.accuracy == report.val_accuracy
+        fitted.append(saved.temperature)
+    assert len({1.0, *fitted}) == 4
+    folder = tmp_path / "w" / "compact_cnn"
+    best = max(report.epoch for report in reports if report.is_best)
+    assert load_checkpoint(folder / "last.pth").temperature == fitted[-1]
+    assert load_checkpoint(folder / "best.pth").temperature == fitted[best]
+    assert load_checkpoint(tmp_path / "w" / "best.pth").temperature == fitted[best]
+    for i, _ in enumerate(fitted[:-1], start=1):
+        resumed = tmp_path / f"after_{i}"
+        half = train(QUICK, index, data, resumed, mixed=False, progress=False)
+        for _ in range(i):
+            next(half)
+        half.close()  # type: ignore[attr-defined]
+        run(QUICK, index, data, resumed, mixed=False, resume=True)
+        for path in folder.glob("*[0-9t].pth"):
+            if path.name != "last.pth":  # which holds times
+                assert (resumed / "compact_cnn" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_bad_files_of_an_evaluation_are_skipped_with_their_names(

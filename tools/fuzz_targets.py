@@ -513,6 +513,7 @@ def _own_bytes() -> bytes:
         "preprocessing": checkpoint.preprocessing.to_dict(),
         "epoch": checkpoint.epoch,
         "metrics": checkpoint.metrics,
+        "temperature": checkpoint.temperature,
         "seen": checkpoint.seen,
         "versions": {"torch": "2"},
         "weights": checkpoint.weights,
