@@ -27,7 +27,9 @@ class Recipe:
     they start with; nothing is frozen when ``init`` is "none", since random layers would stay
     random. ``feature_extract``: train the last layer alone. ``loss``: "nll" for a net that
     answers with log-probabilities. ``label_smoothing``: the share of each target that is spread
-    over all classes (Szegedy et al., arXiv:1512.00567). ``schedule``: "one_cycle" (Smith and
+    over all classes (Szegedy et al., arXiv:1512.00567). ``distillation``: the share that a
+    teacher's answer has in each target (Hinton et al., arXiv:1503.02531), where the index has a
+    column ``teacher``, the probability of female. ``schedule``: "one_cycle" (Smith and
     Topin, arXiv:1708.07120) raises the learning rate to its value over the first quarter of all
     steps and lowers it to nearly nothing over the rest. ``best_by``: what the best epoch is
     chosen by on the validation split. ``average``: decay of the exponential moving average of the
@@ -53,6 +55,7 @@ class Recipe:
     feature_extract: bool = False
     loss: Literal["cross_entropy", "nll"] = "cross_entropy"
     label_smoothing: float = 0.0
+    distillation: float = 0.0
     schedule: Literal["constant", "one_cycle"] = "constant"
     best_by: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     average: float = 0.0
@@ -83,6 +86,8 @@ class Recipe:
             raise ValueError("average is a decay from 0 to below 1.")
         if not 0 < self.start_size <= 1:
             raise ValueError("start_size is a share above 0, to 1.")
+        if not 0 <= self.distillation <= 1 or (self.distillation and self.loss == "nll"):
+            raise ValueError("distillation is a share from 0 to 1, and 0 for loss='nll'.")
         if self.best_by not in ("val_accuracy", "val_loss"):
             raise ValueError(f"best_by is 'val_accuracy' or 'val_loss', not {self.best_by!r}.")
         if self.momentum and self.optimizer != "sgd":
@@ -104,7 +109,15 @@ class Recipe:
         for text in (self.name, self.arch, init, *choices, *self.frozen):
             if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
                 raise ValueError("names, choices and frozen layers of a recipe are short texts.")
-        for setting in ("learning_rate", "weight_decay", "momentum", "label_smoothing"):
+        for setting in (
+            "learning_rate",
+            "weight_decay",
+            "momentum",
+            "label_smoothing",
+            "distillation",
+            "average",
+            "start_size",
+        ):
             if not is_number(getattr(self, setting)):
                 raise ValueError(f"{setting} is a number.")
         for setting in ("amsgrad", "feature_extract"):
@@ -208,6 +221,7 @@ _OWN = (
         weight_decay=0.05,
         schedule="one_cycle",
         label_smoothing=0.05,
+        distillation=0.7,
         average=0.998,
         start_size=0.6,
         epochs=8,

@@ -47,7 +47,7 @@ from face_gender.devices import (
     pick_device,
 )
 from face_gender.distributed import Share, World, as_one_batch, in_one_sentence, join, wrapped
-from face_gender.files import InputError, Source, open_source, shown
+from face_gender.files import InputError, Source, excerpt, open_source, shown
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation, fit_temperature
 from face_gender.models import (
@@ -178,6 +178,7 @@ class _Run:
         preprocessing = self.recipe.preprocessing
         self.train_set = FaceDataset(table, "train", source, preprocessing.train_transform())
         self.val_set = FaceDataset(table, "val", source, preprocessing.eval_transform())
+        self.targets = _targets(select_split(table, "train"), self.recipe)
         torch.manual_seed(seed)
         model, seen = _start(self.recipe, found[0] if found else None)
         self.seen = torch.unique(torch.cat([seen, _seen(table, source)]))
@@ -387,7 +388,7 @@ class _Run:
                 whole = self.share.total
                 single = whole == 1 and sampler.pictures > 1
                 if whole and not (single and self.skips_single):
-                    total_loss += self._step(self._images(batch), batch.labels)
+                    total_loss += self._step(self._images(batch), self._wanted(batch))
                     count += whole
                     if self.progress and number % 10 == 0:
                         loss = total_loss.item() * self.world.size / count
@@ -405,6 +406,10 @@ class _Run:
             return batch.images
         size = self.recipe.preprocessing
         return torch.empty((0, 3, size.height, size.width), device=self.device)
+
+    def _wanted(self, batch: Batch) -> Tensor:
+        """Return a batch's labels (n,), or with a teacher its targets (n, classes)."""
+        return batch.labels if self.targets is None else self.targets[batch.positions]
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Make one optimiser step; return the sum of this process's losses, on the device."""
@@ -573,7 +578,7 @@ def _hash_of_rows(table: pd.DataFrame) -> str:
     """Return a hash of the pictures and labels to train and to choose on, in their order."""
     used = table[table["split"].isin(["train", "val"])] if "split" in table else table
     digest = hashlib.sha256()
-    for column in ("path", "label", "split"):
+    for column in ("path", "label", "split", "teacher"):
         if column in used:
             text = "\n".join(map(str, used[column]))
             digest.update(text.encode("utf-8", "surrogateescape"))
@@ -688,6 +693,27 @@ def _load_init(model: nn.Module, recipe: Recipe) -> Tensor:
             weights[key] = weights[key][[known.classes.index(name) for name in CLASSES]]
     load_weights(model, weights, f"{recipe.arch}, which {recipe.init} is to start")
     return known.seen if known else torch.empty(0, dtype=torch.int64)
+
+
+def _targets(rows: pd.DataFrame, recipe: Recipe) -> Tensor | None:
+    """Return what the net is to answer, (n, classes) float32, where a teacher has a say in it.
+
+    Raises InputError for a column ``teacher`` that holds anything but probabilities of female.
+    """
+    if not recipe.distillation or "teacher" not in rows:
+        return None
+    cells = rows["teacher"].astype(str)
+    teacher = pd.to_numeric(cells, errors="coerce").to_numpy(np.float32)
+    wrong = cells[(cells != "") & ~((teacher >= 0) & (teacher <= 1))]
+    if len(wrong):
+        raise InputError(
+            f"the index, row {wrong.index[0] + 1}: teacher {excerpt(wrong.iloc[0])!r} is no "
+            "probability of female from 0 to 1: correct it, or leave it empty."
+        )
+    label = rows["label"].to_numpy(np.float32)
+    share = recipe.distillation
+    female = np.where(np.isnan(teacher), label, share * teacher + (1 - share) * label)
+    return torch.from_numpy(np.stack([1 - female, female], 1).astype(np.float32))
 
 
 def _seen(table: pd.DataFrame, source: Source) -> Tensor:

@@ -32,6 +32,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "batch_size": 100,
         "loss": "cross_entropy",
         "label_smoothing": 0.0,
+        "distillation": 0.0,
         "schedule": "constant",
         "best_by": "val_accuracy",
         "average": 0.0,
@@ -53,6 +54,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "loss": "cross_entropy",
         "label_smoothing": 0.0,
+        "distillation": 0.0,
         "schedule": "constant",
         "best_by": "val_accuracy",
         "average": 0.0,
@@ -74,6 +76,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "loss": "cross_entropy",
         "label_smoothing": 0.0,
+        "distillation": 0.0,
         "schedule": "constant",
         "best_by": "val_accuracy",
         "average": 0.0,
@@ -97,6 +100,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "loss": "nll",
         "label_smoothing": 0.0,
+        "distillation": 0.0,
         "schedule": "constant",
         "best_by": "val_loss",
         "average": 0.0,
@@ -210,6 +214,13 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("resnet18", {"label_smoothing": -0.1}, "label_smoothing"),
     ("resnet18", {"label_smoothing": float("nan")}, "label_smoothing"),
     ("dropout_cnn", {"label_smoothing": 0.1}, "label_smoothing"),
+    ("resnet18", {"distillation": 1.1}, "distillation"),
+    ("resnet18", {"distillation": "much"}, "distillation"),
+    ("dropout_cnn", {"distillation": 0.1}, "distillation"),
+    ("resnet18", {"average": 1.0}, "average"),
+    ("resnet18", {"average": float("nan")}, "average"),
+    ("resnet18", {"start_size": 0.0}, "start_size"),
+    ("resnet18", {"start_size": 1.1}, "start_size"),
 ]
 
 
@@ -276,7 +287,7 @@ def test_plain_data_gives_the_same_recipe_back(name: str, **changes: Any) -> Non
 
 def test_a_recipe_saved_before_there_were_such_settings_has_none_of_them() -> None:
     values = get_recipe("dropout_cnn").to_dict()
-    for setting in ("label_smoothing", "schedule"):
+    for setting in ("label_smoothing", "schedule", "distillation", "average", "start_size"):
         del values[setting]
     values["preprocessing"]["augmentation"] = {"horizontal_flip": 0.5, "rotation": 15}
     assert Recipe.from_dict(values) == get_recipe("dropout_cnn")

@@ -404,6 +404,45 @@ def test_label_smoothing_changes_the_loss_and_nothing_else_of_it() -> None:
     assert torch.equal(zero, plain)
 
 
+def test_a_teachers_answers_are_learnt_where_the_index_has_them(index: IndexReport) -> None:
+    rows = index.table.iloc[:4].assign(label=[0, 1, 1, 0], teacher=["0.5", "1", "", "0.25"])
+    recipe = replace(QUICK, distillation=0.8)
+    targets = training._targets(rows, recipe)
+    assert targets is not None
+    expected = torch.tensor([[0.6, 0.4], [0.0, 1.0], [0.0, 1.0], [0.8, 0.2]])
+    torch.testing.assert_close(targets, expected)
+    # Of one that agrees with the label, the loss is the label's own.
+    outputs, labels = torch.tensor([[2.0, 0.5], [0.1, 0.3]]), torch.tensor([0, 1])
+    sure = nn.functional.one_hot(labels, 2).float()
+    torch.testing.assert_close(
+        training._loss(outputs, sure, recipe), training._loss(outputs, labels, recipe)
+    )
+    assert training._targets(rows, QUICK) is None
+    assert training._targets(rows.drop(columns="teacher"), recipe) is None
+
+
+@pytest.mark.parametrize("cell", ["1.5", "-0.1", "nan", "female"])
+def test_a_teachers_answer_that_is_no_probability_is_one_sentence(
+    cell: str, data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    table = index.table.assign(teacher="")
+    row = int(table.index[table["split"] == "train"][3])
+    table.loc[row, "teacher"] = cell
+    with pytest.raises(InputError, match=rf"row {row + 1}: teacher '{cell}' is no probability"):
+        next(train(replace(QUICK, distillation=0.5), table, data, tmp_path / "w", progress=False))
+
+
+def test_training_follows_the_teacher_and_not_the_label(
+    data: Path, index: IndexReport, tmp_path: Path
+) -> None:
+    """A teacher that calls each man a woman and the reverse, with all the say."""
+    reversed_ = (1 - index.table["label"]).astype(str)
+    table = index.table.assign(teacher=reversed_)
+    recipe = replace(QUICK, distillation=1.0)
+    *_, last = train(recipe, table, data, tmp_path / "w", progress=False)
+    assert last.val_accuracy == 0
+
+
 def test_the_recipe_of_our_own_makes_an_epoch_and_comes_back_from_its_file(
     data: Path, index: IndexReport, tmp_path: Path
 ) -> None:
