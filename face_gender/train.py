@@ -8,9 +8,11 @@ if __name__ == "__main__":  # before all imports that take a while
     end_at_once("face_gender.train: interrupted, nothing was begun.")
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from face_gender.training import EpochReport
 
 _NAME = "face_gender.train"
+# The options that are settings of the recipe.
+_CHANGES = ("epochs", "batch_size", "learning_rate", "init")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,6 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--epochs", type=positive, metavar="N", help="default: the recipe's")
     add("--batch-size", type=positive, metavar="N", help="of all processes together")
+    add("--learning-rate", type=_rate, metavar="R", help="the largest; default: the recipe's")
     add("--size", type=_size, metavar="HxW", help="of the net's input, such as 96x96")
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -124,7 +129,7 @@ def choose_recipe(options: argparse.Namespace) -> Recipe | str:
     from face_gender.recipes import get_recipe
     from face_gender.run_folder import RunFolder
 
-    given = {"epochs": options.epochs, "batch_size": options.batch_size, "init": options.init}
+    given = {name: getattr(options, name) for name in _CHANGES}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not changes and not options.size:
         return str(options.recipe)
@@ -153,6 +158,13 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text}")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
 
 
 def _size(text: str) -> tuple[int, int]:

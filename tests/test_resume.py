@@ -378,6 +378,18 @@ def test_the_command_trains_and_says_what_it_reached(
     assert (tmp_path / "w" / "compact_cnn" / "epoch_2.pth").exists()
 
 
+def test_the_learning_rate_may_be_given(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(command("--epochs", "1", "--learning-rate", "5e-4", "--quiet")) == 0
+    assert load_checkpoint(tmp_path / "w" / "best.pth").recipe.learning_rate == 5e-4
+    for wrong in ("0", "-1", "inf", "nan", "fast"):
+        with pytest.raises(SystemExit) as ended:
+            train.main(command("--learning-rate", wrong))
+        assert ended.value.code == 2
+        assert "must be a number above 0" in capsys.readouterr().err
+
+
 def test_resume_without_the_other_options_takes_those_of_the_run(
     command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
