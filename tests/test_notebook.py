@@ -53,14 +53,14 @@ def test_it_runs_twice_on_the_samples(tmp_path: Path) -> None:
     for name in ("face_gender", "samples"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "model_weights").mkdir()
-    for weights in ROOT.glob("model_weights/audit_*.pth"):
-        shutil.copy(weights, tmp_path / "model_weights")
+    for name in ("audit_a.pth", "audit_b.pth", "shipped.pth"):
+        shutil.copy(ROOT / "model_weights" / name, tmp_path / "model_weights")
     (tmp_path / "samples" / "index.csv").unlink(missing_ok=True)
     shutil.copy(ROOT / "process.py", tmp_path)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
         # One epoch: learning is tested elsewhere, and this runs everything twice.
-        cell.source = cell.source.replace("get_recipe(RECIPE)", "get_recipe(RECIPE, epochs=1)")
+        cell.source = cell.source.replace("CHANGES = {", 'CHANGES = {"epochs": 1, ')
     for _ in range(2):
         NotebookClient(
             notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
@@ -69,6 +69,6 @@ def test_it_runs_twice_on_the_samples(tmp_path: Path) -> None:
     assert len(answers) == 60
     assert set(answers.values()) <= {"male", "female"}
     weights = tmp_path / "model_weights"
-    assert (weights / "best.pth").read_bytes() == (weights / "compact_cnn/best.pth").read_bytes()
-    assert (weights / "compact_cnn" / "earlier_1" / "epoch_0.pth").exists()
+    assert (weights / "best.pth").read_bytes() == (weights / "resnet18_tuned/best.pth").read_bytes()
+    assert (weights / "resnet18_tuned" / "earlier_1" / "epoch_0.pth").exists()
     assert not list(tmp_path.glob("samples/*/*.pth"))
