@@ -22,6 +22,8 @@ from torch import nn
 
 from face_gender import CLASSES, training
 from face_gender.checkpoint import Checkpoint, hash64, load_checkpoint
+from face_gender.dataset import UnreadablePictureWarning
+from face_gender.evaluation import LeakError, evaluate
 from face_gender.files import InputError
 from face_gender.index import IndexReport, create_csv, read_index
 from face_gender.metrics import Evaluation
@@ -29,9 +31,6 @@ from face_gender.models import build_model
 from face_gender.recipes import Recipe, get_recipe
 from face_gender.training import (
     EpochReport,
-    LeakError,
-    UnreadablePictureWarning,
-    evaluate,
     train,
 )
 
@@ -97,7 +96,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]])
         labels = np.zeros(100, dtype=np.int64)
         return Evaluation(CLASSES, np.array(["a"] * 100), labels, probabilities, loss)
 
-    monkeypatch.setattr(training, "_predict", predict)
+    monkeypatch.setattr(training, "predict", predict)
     monkeypatch.setattr(training._Run, "_train_epoch", lambda self, epoch: (0.5, 10.0))
 
 
@@ -378,7 +377,7 @@ def test_without_a_schedule_the_learning_rate_stays(
     assert set(rates) == {QUICK.learning_rate}
 
 
-@pytest.mark.filterwarnings("ignore::face_gender.training.UnreadablePictureWarning")
+@pytest.mark.filterwarnings("ignore::face_gender.dataset.UnreadablePictureWarning")
 def test_one_cycle_bears_pictures_that_are_left_out(
     data: Path, index: IndexReport, tmp_path: Path
 ) -> None:

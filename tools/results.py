@@ -27,10 +27,11 @@ import torch
 
 from face_gender import CLASSES
 from face_gender.checkpoint import load_checkpoint
+from face_gender.evaluation import evaluate
 from face_gender.files import InputError
 from face_gender.metrics import recall_per_class, wilson_interval
 from face_gender.recipes import get_recipe
-from face_gender.training import evaluate, train
+from face_gender.training import train
 
 
 def parse() -> argparse.Namespace:
