@@ -135,7 +135,8 @@ def run(options: argparse.Namespace) -> None:
     ignore()  # what is left to do takes a moment
     _write(options.output, report, drawn)
     if not options.quiet:
-        print(shown(f"\nwritten into {options.output}: {', '.join((*_TABLES, *drawn))}"))
+        print()
+        print(shown(f"written into {options.output}: {', '.join((*_TABLES, *drawn))}"))
 
 
 def _rows(options: argparse.Namespace, table: pd.DataFrame) -> pd.DataFrame:

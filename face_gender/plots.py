@@ -30,7 +30,8 @@ COLOURS = {"male": "#3b6fb6", "female": "#c8553d"}
 # Told apart by the colour-blind too (Okabe and Ito), and by their marks where colours come again.
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_LONGEST_NAME = 19  # that stands over a picture of a gallery
+_NAME_LINE = 17  # letters of a name that fit over a picture of a gallery
+_FEWEST = 20  # answers of which a share says something
 
 
 def class_histogram(table: pd.DataFrame) -> Figure:
@@ -128,7 +129,11 @@ def confusion_matrix(result: Evaluation) -> Figure:
     axes.set_yticks(range(len(names)), names)
     low, high = result.interval
     axes.set(xlabel="answered", ylabel="labelled")
-    axes.set_title(f"Accuracy {result.accuracy:.1%} ({low:.1%} to {high:.1%})")
+    axes.set_title(
+        f"{result.accuracy:.1%} of {len(result.labels)} answered as labelled\n"
+        f"(95 % interval {low:.1%} to {high:.1%})",
+        fontsize=11,
+    )
     return _finish(figure)
 
 
@@ -153,7 +158,9 @@ def reliability(result: Evaluation) -> Figure:
     )
     upper.text(0.97, 0.05, "less often right\nthan it says", transform=upper.transAxes,
                color="grey", ha="right")  # fmt: skip
-    upper.set(ylabel="share of right answers", ylim=(min(0.45, *was) - 0.02, 1.02))
+    upper.set(
+        ylabel="share of right answers", ylim=(min(0.5, *(low for low, _ in bounds)) - 0.02, 1.02)
+    )
     upper.set_title(
         "Is it right as often as it says?\n"
         f"Confidence is off by {result.calibration_error:.1%} on average (ECE)"
@@ -171,6 +178,7 @@ def reliability(result: Evaluation) -> Figure:
 def coverage(result: Evaluation) -> Figure:
     """Show the accuracy of the answers that are left when the unsure ones are not given."""
     every = result.coverage(np.unique(result.confidence.astype(np.float64)).tolist())
+    every = tuple(each for each in every if each.pictures >= _FEWEST) or every[:1]
     shares = [each.share for each in every]
     bounds = np.array([wilson_interval(each.right, each.pictures) for each in every])
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
@@ -179,14 +187,14 @@ def coverage(result: Evaluation) -> Figure:
     axes.plot(shares, [each.accuracy for each in every], color=_LINES[0])
     marked = [each for each in result.coverage(THRESHOLDS) if each.pictures]
     axes.plot([each.share for each in marked], [each.accuracy for each in marked], "o",
-              color=_LINES[1], label="answered from this confidence on")  # fmt: skip
+              color=_LINES[1], label="answers of at least this confidence alone")  # fmt: skip
     for each in marked:
         axes.annotate(f"{each.threshold:.0%}" if each.threshold else "all",
                       (each.share, each.accuracy), (4, 6), textcoords="offset points")  # fmt: skip
     lowest = min(each.accuracy for each in marked)
     axes.set(xlabel="share of the pictures that are answered", ylabel="share of these right")
-    axes.set(xlim=(0, 1.04), ylim=(max(0, lowest - 0.04), 1.01))
-    axes.set_title("The fewer unsure answers are given, the more are right")
+    axes.set(xlim=(0, 1.06), ylim=(max(0, lowest - 0.04), 1.01))
+    axes.set_title("Leave out unsure answers, and more of the others are right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower left", fontsize=8)
@@ -212,7 +220,7 @@ def robustness(tried: Sequence[Tried]) -> Figure:
     row[0].set_ylabel("share of right answers")
     row[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     row[0].legend(fontsize=8)
-    figure.suptitle("How many answers stay right when the pictures are changed")
+    figure.suptitle("Accuracy when the same pictures are framed otherwise, blurred or scaled down")
     return _finish(figure)
 
 
@@ -224,7 +232,8 @@ def _accuracy_lines(axes: Axes, tried: Sequence[Tried]) -> None:
         shares = np.array([part.accuracy for part in parts])
         bounds = np.array([part.interval for part in parts])
         gaps = np.maximum(np.abs(bounds.T - shares), 0)
-        axes.errorbar(range(len(parts)), shares, yerr=gaps, capsize=2, label=shown(name),
+        places = np.arange(len(parts)) + 0.05 * i  # that intervals do not cover each other
+        axes.errorbar(places, shares, yerr=gaps, capsize=2, label=shown(name),
                       color=_LINES[i % len(_LINES)], marker=_MARKS[i % len(_MARKS)])  # fmt: skip
     labels = [str(each.condition).replace(" ", "\n", 1) for each in tried]
     axes.set_xticks(range(len(tried)), labels, fontsize=8)
@@ -245,11 +254,11 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
     pictures = [_try_load(str(result.paths[i]), source) for i in chosen]
     titles = [
         f"{result.classes[result.predictions[i]]} {result.confidence[i]:.0%}\n"
-        f"labelled {result.classes[result.labels[i]]}\n{_end_of(str(result.paths[i]))}"
+        f"labelled {result.classes[result.labels[i]]}\n{_in_two_lines(str(result.paths[i]))}"
         for i in chosen
     ]
     order = "the most confident first" if len(wrong) else "the least confident answers"
-    title = f"{len(wrong)} of {len(result.labels)} answered wrong: {order}"
+    title = f"{len(wrong)} of {len(result.labels)} answered wrong: {order} (answer, label, name)"
     return _gallery(pictures, titles, columns, title)
 
 
@@ -323,10 +332,12 @@ def _try_load(name: str, source: Source) -> Image.Image | None:
         return None
 
 
-def _end_of(path: str) -> str:
-    """Return a picture's name, its end where it is long: names of a kind begin alike."""
+def _in_two_lines(path: str) -> str:
+    """Return a picture's name, the end of it where it is longer: names of a kind begin alike."""
     name = shown(path.rsplit("/", 1)[-1])
-    return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+    if len(name) > 2 * _NAME_LINE:
+        name = f"…{name[1 - 2 * _NAME_LINE :]}"
+    return f"{name[:_NAME_LINE]}\n{name[_NAME_LINE:]}".rstrip("\n")
 
 
 def open_no_windows() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from face_gender import CLASSES
-from face_gender.metrics import Evaluation
+from face_gender.files import excerpt
+from face_gender.metrics import Evaluation, wilson_interval
 from face_gender.robustness import Condition
 
 THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -32,8 +33,9 @@ class Tried(NamedTuple):
 class Report:
     """All figures of one evaluation.
 
-    ``facts``: plain data, of which the lines show ``weights``, ``index``, ``split``, ``flip``; ``seen``: how many of the pictures the
-    model was trained or chosen on; ``slices``: by column, then by its value.
+    ``facts``: plain data, of which the lines show ``weights``, ``index``, ``split`` and ``flip``;
+    ``seen``: how many of the pictures the model was trained or chosen on; ``slices``: by column,
+    then by its value.
     """
 
     facts: Mapping[str, Any]
@@ -54,7 +56,11 @@ class Report:
                 for column, parts in self.slices.items()
             },
             "coverage": [
-                {**each._asdict(), "accuracy": each.accuracy}
+                {
+                    **each._asdict(),
+                    "accuracy": each.accuracy,
+                    "interval": wilson_interval(each.right, each.pictures),
+                }
                 for each in result.coverage(THRESHOLDS)
             ],
             "reliability": [each._asdict() for each in result.reliability()],
@@ -98,7 +104,7 @@ class Report:
         recalls = [f"recall {name}" for name in self.result.classes]
         rows = [
             [
-                value,
+                excerpt(value),
                 str(len(part.labels)),
                 _between(part.accuracy, part.interval),
                 *(
@@ -112,10 +118,16 @@ class Report:
 
     def _covered(self) -> list[str]:
         rows = [
-            [f"{each.threshold:.2f}", f"{each.share:.4f}", _number(each.accuracy)]
+            [
+                f"{each.threshold:.2f}",
+                f"{each.share:.4f}",
+                _between(each.accuracy, wilson_interval(each.right, each.pictures)),
+            ]
             for each in self.result.coverage(THRESHOLDS)
         ]
-        return _table(["threshold", "share answered", "accuracy of the answered"], rows)
+        return _table(
+            ["threshold", "share answered", "accuracy of the answered (95 % interval)"], rows
+        )
 
     def _tried(self) -> list[str]:
         names = list(self.robustness[0].parts)
@@ -182,10 +194,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _between(value: float, interval: tuple[float, float]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
+from tqdm.auto import tqdm
 
 from face_gender.checkpoint import Checkpoint
 from face_gender.evaluation import evaluate
@@ -39,7 +40,7 @@ class Condition:
             "zoom": f"zoom {self.value:g}",
             "size": f"size {self.value:g}",
         }
-        return words.get(self.kind, f"{self.kind} {self.value:.0%}")
+        return words.get(self.kind, f"{self.kind} {100 * self.value:g} %")
 
     @property
     def change(self) -> Callable[[Tensor], Tensor]:
@@ -91,7 +92,7 @@ def blurred(images: Tensor, share: float) -> Tensor:
     sigma = share * min(images.shape[2:])
     # Three sigmas to each side, as far as a mirrored border reaches.
     reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
-    return gaussian_blur(images.float(), [2 * reach + 1], [sigma])
+    return gaussian_blur(images.float(), 2 * reach + 1, sigma)
 
 
 def coarse(images: Tensor, side: int) -> Tensor:
@@ -117,6 +118,8 @@ def try_conditions(
     rows: pd.DataFrame,
     data: str | os.PathLike[str],
     given: Evaluation,
+    *,
+    progress: bool = True,
     **options: Any,
 ) -> Iterator[tuple[Condition, Evaluation]]:
     """Yield what the model answers under each of `CONDITIONS`, ``given`` for no change.
@@ -127,19 +130,11 @@ def try_conditions(
     """
     readable = rows[~rows["path"].isin([path for path, _ in given.skipped])]
     side = min(checkpoint.preprocessing.height, checkpoint.preprocessing.width)
-    for condition in CONDITIONS:
-        same = condition.kind == "none" or (condition.kind == "size" and condition.value >= side)
-        yield (
-            condition,
-            given
-            if same
-            else evaluate(
-                checkpoint,
-                readable,
-                data,
-                None,
-                allow_seen=True,
-                change=condition.change,
-                **options,
-            ),
-        )
+    for each in tqdm(CONDITIONS, desc="robustness", leave=False, disable=not progress):
+        if each.kind == "none" or (each.kind == "size" and each.value >= side):
+            yield each, given
+        else:
+            yield each, evaluate(
+                checkpoint, readable, data, None, allow_seen=True, change=each.change,
+                progress=False, **options,
+            )  # fmt: skip
