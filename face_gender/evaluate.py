@@ -239,7 +239,7 @@ def _drawn(report: Report, source: Source) -> dict[str, bytes]:
     """Return each figure as the bytes of a PNG, by the name of its file."""
     from face_gender import plots
 
-    plots.open_no_windows()
+    plots.draw_for_files()
     figures = [
         plots.confusion_matrix(report.result),
         plots.reliability(report.result),

@@ -231,9 +231,10 @@ def _accuracy_lines(axes: Axes, tried: Sequence[Tried]) -> None:
         parts = [each.parts[name] for each in tried]
         shares = np.array([part.accuracy for part in parts])
         bounds = np.array([part.interval for part in parts])
+        # After a space: of what begins with "_", a legend knows nothing.
         gaps = np.maximum(np.abs(bounds.T - shares), 0)
         places = np.arange(len(parts)) + 0.05 * i  # that intervals do not cover each other
-        axes.errorbar(places, shares, yerr=gaps, capsize=2, label=shown(name),
+        axes.errorbar(places, shares, yerr=gaps, capsize=2, label=f" {shown(name)}",
                       color=_LINES[i % len(_LINES)], marker=_MARKS[i % len(_MARKS)])  # fmt: skip
     labels = [str(each.condition).replace(" ", "\n", 1) for each in tried]
     axes.set_xticks(range(len(tried)), labels, fontsize=8)
@@ -340,9 +341,10 @@ def _in_two_lines(path: str) -> str:
     return f"{name[:_NAME_LINE]}\n{name[_NAME_LINE:]}".rstrip("\n")
 
 
-def open_no_windows() -> None:
-    """Let figures be drawn where there is no display, whatever matplotlib is set to."""
+def draw_for_files() -> None:
+    """Let this process draw where there is no display, and names with dollar signs as they are."""
     plt.switch_backend("agg")
+    plt.rcParams["text.parse_math"] = False
 
 
 def as_png(figure: Figure) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from face_gender import CLASSES
-from face_gender.files import excerpt
+from face_gender.files import excerpt, shown
 from face_gender.metrics import Evaluation, wilson_interval
 from face_gender.robustness import Condition
 
@@ -104,7 +104,7 @@ class Report:
         recalls = [f"recall {name}" for name in self.result.classes]
         rows = [
             [
-                excerpt(value),
+                _cell(value),
                 str(len(part.labels)),
                 _between(part.accuracy, part.interval),
                 *(
@@ -114,7 +114,7 @@ class Report:
             ]
             for value, part in parts.items()
         ]
-        return _table([column, "n", "accuracy (95 % interval)", *recalls], rows)
+        return _table([_cell(column), "n", "accuracy (95 % interval)", *recalls], rows)
 
     def _covered(self) -> list[str]:
         rows = [
@@ -135,7 +135,7 @@ class Report:
             [str(tried.condition), *(f"{tried.parts[name].accuracy:.4f}" for name in names)]
             for tried in self.robustness
         ]
-        return _table(["accuracy of pictures", *names], rows)
+        return _table(["accuracy of pictures", *map(_cell, names)], rows)
 
 
 def predictions(result: Evaluation) -> pd.DataFrame:
@@ -143,7 +143,8 @@ def predictions(result: Evaluation) -> pd.DataFrame:
     names = np.array(result.classes, dtype=object)
     columns = dict(zip(result.classes, result.probabilities.T, strict=True))
     return pd.DataFrame({
-        "path": result.paths.astype(object),
+        # Of dtype object: pandas' own str may refuse names that are not UTF-8.
+        "path": pd.Series(result.paths.tolist(), dtype=object),
         "label": names[result.labels],
         "predicted": names[result.predictions],
         "confidence": result.confidence,
@@ -194,6 +195,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(name: str) -> str:
+    return excerpt(shown(name))
 
 
 def _between(value: float, interval: tuple[float, float]) -> str:
