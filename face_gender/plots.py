@@ -178,7 +178,7 @@ def reliability(result: Evaluation) -> Figure:
 def coverage(result: Evaluation) -> Figure:
     """Show the accuracy of the answers that are left when the unsure ones are not given."""
     every = result.coverage(np.unique(result.confidence.astype(np.float64)).tolist())
-    every = tuple(each for each in every if each.pictures >= _FEWEST) or every[:1]
+    every = tuple(each for each in every if each.pictures >= _FEWEST) or every
     shares = [each.share for each in every]
     bounds = np.array([wilson_interval(each.right, each.pictures) for each in every])
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
@@ -188,13 +188,13 @@ def coverage(result: Evaluation) -> Figure:
     marked = [each for each in result.coverage(THRESHOLDS) if each.pictures]
     axes.plot([each.share for each in marked], [each.accuracy for each in marked], "o",
               color=_LINES[1], label="answers of at least this confidence alone")  # fmt: skip
-    for each in marked:
+    for each in {each.share: each for each in reversed(marked)}.values():
         axes.annotate(f"{each.threshold:.0%}" if each.threshold else "all",
                       (each.share, each.accuracy), (4, 6), textcoords="offset points")  # fmt: skip
     lowest = min(each.accuracy for each in marked)
     axes.set(xlabel="share of the pictures that are answered", ylabel="share of these right")
     axes.set(xlim=(0, 1.06), ylim=(max(0, lowest - 0.04), 1.01))
-    axes.set_title("Leave out unsure answers, and more of the others are right")
+    axes.set_title("How many answers are right when unsure ones are left out")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower left", fontsize=8)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_coverage_falls_with_the_threshold(
     result = of_rows(rows)
     covered = result.coverage(sorted(thresholds))
     assert [each.threshold for each in covered] == sorted(thresholds)
-    for earlier, later in zip(covered, covered[1:], strict=False):
+    for earlier, later in pairwise(covered):
         assert later.pictures <= earlier.pictures and later.right <= earlier.right
     for each in covered:
         given_at_all = result.confidence.astype(np.float64) >= each.threshold

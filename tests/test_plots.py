@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,7 +143,12 @@ def test_coverage_marks_the_thresholds() -> None:
     assert curve[0].tolist() == [1, result.accuracy]
     shares = [each.share for each in result.coverage(THRESHOLDS) if each.pictures]
     assert marks[:, 0].tolist() == shares
-    assert [text.get_text() for text in axes.texts][:2] == ["all", "60%"]
+    assert [text.get_text() for text in axes.texts][-2:] == ["60%", "all"]
+
+
+def test_thresholds_that_leave_the_same_answers_are_marked_once() -> None:
+    (axes,) = plots.coverage(make_result(["a", "b", "c"], [0.04, 0.04, 0.32])).axes
+    assert [text.get_text() for text in axes.texts] == ["70%", "all"]
 
 
 def test_robustness_has_a_line_a_source_or_one_of_all() -> None:
@@ -158,8 +164,11 @@ def test_robustness_has_a_line_a_source_or_one_of_all() -> None:
         assert sum(len(axes.get_xticks()) for axes in (framing, blur, size)) == len(CONDITIONS) + 2
 
 
-def test_a_mistake_that_cannot_be_shown_ends_nothing(faces: Path) -> None:
+def test_a_mistake_that_cannot_be_shown_ends_nothing(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The picture is gone since, its name is a formula to matplotlib, and long."""
+    monkeypatch.setitem(matplotlib.rcParams, "text.parse_math", True)  # as it is in a notebook
     names = ["male/gone.jpg", "male/$\\frac$.jpg", f"male/{'a' * 60}.jpg", "male/\udcff\n.jpg"]
     figure = plots.mistakes(make_result(names, [0.9] * 4), open_source(faces))
     titles = [axes.get_title().split("\n")[2:] for axes in figure.axes[:4]]
