@@ -20,7 +20,7 @@ from conftest import draw_face, make_faces, make_zip, snapshot
 from sentences import sentence
 from torch import nn
 
-from face_gender import CLASSES, training
+from face_gender import CLASSES, devices, evaluation, training
 from face_gender.checkpoint import Checkpoint, hash64, load_checkpoint
 from face_gender.dataset import UnreadablePictureWarning
 from face_gender.evaluation import LeakError, evaluate
@@ -851,7 +851,7 @@ def test_a_net_that_cannot_take_the_size_says_so_at_once(faces: Path, tmp_path: 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let the net run out of memory for more pictures than that; return the sizes it was given."""
     sizes: list[int] = []
-    forward = training._forward
+    forward = devices.forward
 
     def limited(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
         sizes.append(len(images))
@@ -859,7 +859,8 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return forward(model, images, precision)
 
-    monkeypatch.setattr(training, "_forward", limited)
+    for room in (training, evaluation):
+        monkeypatch.setattr(room, "forward", limited)
     return sizes
 
 
@@ -930,13 +931,13 @@ def test_no_part_of_a_batch_is_too_small_for_batch_norm(
 def test_other_errors_of_a_step_are_not_taken_for_memory(
     data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = training._forward
+    forward = devices.forward
 
     def wrong(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
         forward(model, images, precision)
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(training, "_forward", wrong)
+    monkeypatch.setattr(training, "forward", wrong)
     with pytest.raises(RuntimeError, match="multiplied"):
         run(ONE_EPOCH, index, data, tmp_path / "w")
 
