@@ -129,14 +129,13 @@ def run(options: argparse.Namespace) -> None:
         report = _evaluate(options, checkpoint, rows, source, columns)
     for path, reason in report.result.skipped:
         tell(f"left out: {path}: {reason}")
-    if not options.quiet:
-        print("\n".join(shown(line) for line in report.lines()), flush=True)
     drawn = _drawn(report, source)
     ignore()  # what is left to do takes a moment
+    # Before anything is printed: a pipe such as to `head` may be closed.
     _write(options.output, report, drawn)
     if not options.quiet:
-        print()
-        print(shown(f"written into {options.output}: {', '.join((*_TABLES, *drawn))}"))
+        written = f"written into {options.output}: {', '.join((*_TABLES, *drawn))}"
+        print("\n".join(map(shown, (*report.lines(), "", written))))
 
 
 def _rows(options: argparse.Namespace, table: pd.DataFrame) -> pd.DataFrame:

@@ -93,7 +93,7 @@ class Report:
         if self.seen:
             lines.append(
                 f"SEEN: the model was trained or chosen on {self.seen} of these "
-                f"{len(self.result.labels)} pictures, so these figures are too good: no test"
+                f"{len(self.result.labels) + len(self.result.skipped)} pictures, so these figures are too good: no test"
             )
         for column, parts in self.slices.items():
             lines += ["", *self._sliced(column, parts)]
