@@ -91,9 +91,10 @@ class Report:
             "confidence misses the share of right answers",
         ]
         if self.seen:
+            total = len(self.result.labels) + len(self.result.skipped)
             lines.append(
-                f"SEEN: the model was trained or chosen on {self.seen} of these "
-                f"{len(self.result.labels) + len(self.result.skipped)} pictures, so these figures are too good: no test"
+                f"SEEN: the model was trained or chosen on {self.seen} of these {total} pictures, "
+                "so these figures are too good: no test"
             )
         for column, parts in self.slices.items():
             lines += ["", *self._sliced(column, parts)]
