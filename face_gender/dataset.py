@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from face_gender.augmentation import draw
 from face_gender.distributed import World
-from face_gender.files import InputError, Source, open_source
+from face_gender.files import InputError, Source, open_source, shown
 from face_gender.images import UnreadableImage, decode_pixels, load_image, read_bytes
 from face_gender.index import SPLITS, read_index
 from face_gender.preprocessing import FaceTransform
@@ -30,6 +31,14 @@ from face_gender.preprocessing import FaceTransform
 _WORTH_WORKERS = 256
 # Batches that each worker is asked for ahead.
 _AHEAD = 2
+
+
+class UnreadablePictureWarning(UserWarning):
+    """A picture of the index could not be read and takes no part from here on."""
+
+
+# Python shows a text once; a second training in the same notebook must name its files again.
+warnings.simplefilter("always", UnreadablePictureWarning)
 
 
 class FaceDataset(Dataset[tuple[Any, int]]):
@@ -206,6 +215,23 @@ class FaceLoader:
                 images = self.transform.finish(batch.images.to(self.device), chances)
                 images = _scaled_down(images, self.share_of_size)
             yield batch._replace(images=images)
+
+    def leave_out(self, failures: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Leave files that no process could read out from here on; return them, and warn of each.
+
+        ``failures``: (position, reason), those of this process.
+        """
+        world = self.sampler.world
+        every = sorted(each for part in world.gathered(failures) for each in part)
+        for position, reason in every:
+            self.sampler.excluded.add(position)
+            if world.first:
+                warnings.warn(
+                    shown(f"{self.dataset.paths[position]} is left out: {reason}"),
+                    UnreadablePictureWarning,
+                    stacklevel=2,
+                )
+        return every
 
     def read(self) -> Iterator[Batch]:
         """Yield each batch as it was read: ``images`` uint8, resized, in this process's memory.

@@ -6,6 +6,7 @@ import ctypes
 from contextlib import suppress
 
 import torch
+from torch import Tensor, nn
 
 from face_gender.files import InputError
 
@@ -51,6 +52,13 @@ def _cpu_has_bfloat16() -> bool:
 def in_bits(precision: torch.dtype | None) -> str:
     """Return the name of a precision, such as bfloat16; None is float32."""
     return str(precision or torch.float32).removeprefix("torch.")
+
+
+def forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Tensor:
+    """Return a net's outputs in float32, calculated in ``precision`` where that is given."""
+    with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
+        outputs: Tensor = model(images)
+    return outputs.float()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

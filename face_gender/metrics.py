@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,46 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def cross_entropy(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """Return the mean of minus the logarithm of the right class's probability, in nats.
+
+    ``probabilities`` (n, classes); ``labels`` (n,). A probability of 0 counts as 1e-12.
+    """
+    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return abs(float(np.log(right.clip(1e-12)).mean()))  # minus would make -0.0 of 0
+
+
+class Bin(NamedTuple):
+    """The answers whose confidence lies above ``low`` and up to ``high``.
+
+    ``confidence``: its mean, and ``accuracy``: the share of right answers, 0..1, NaN where there
+    are none; ``pictures``: how many answers.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    pictures: int
+
+
+class Answered(NamedTuple):
+    """What is left when answers of a confidence below ``threshold`` are not given.
+
+    ``pictures``: how many answers; ``right``: how many of them are right; ``share``: of all, 0..1.
+    """
+
+    threshold: float
+    pictures: int
+    right: int
+    share: float
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers among those given, 0..1, NaN where there are none."""
+        return self.right / self.pictures if self.pictures else math.nan
 
 
 @dataclass(frozen=True)
@@ -57,14 +98,24 @@ class Evaluation:
         return self.probabilities.argmax(axis=1).astype(np.int64)
 
     @property
+    def confidence(self) -> npt.NDArray[np.float32]:
+        """(n,) float32: the probability of the class answered, 1/classes..1."""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """(n,) bool: whether a picture was answered as it is labelled."""
+        return self.predictions == self.labels
+
+    @property
     def accuracy(self) -> float:
         """The share of pictures answered as they are labelled, 0..1."""
-        return float((self.predictions == self.labels).mean())
+        return float(self.right.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy."""
-        return wilson_interval(int((self.predictions == self.labels).sum()), len(self.labels))
+        return wilson_interval(int(self.right.sum()), len(self.labels))
 
     @property
     def confusion(self) -> npt.NDArray[np.int64]:
@@ -78,16 +129,89 @@ class Evaluation:
         """For each class the share of its pictures that were answered with it; NaN for none."""
         return recall_per_class(self.confusion, self.classes)
 
+    @property
+    def recall_intervals(self) -> dict[str, tuple[float, float]]:
+        """For each class the 95 % interval of its recall; 0 to 1 for none of its pictures."""
+        matrix = self.confusion
+        return {
+            name: wilson_interval(int(matrix[i, i]), int(matrix[i].sum()))
+            for i, name in enumerate(self.classes)
+        }
+
+    def reliability(self, bins: int = 15) -> tuple[Bin, ...]:
+        """Return the answers by confidence, in ``bins`` of equal width from 0 to 1."""
+        confidence = self.confidence.astype(np.float64)
+        places = (np.ceil(confidence * bins) - 1).clip(0, bins - 1).astype(np.int64)
+        counts = np.bincount(places, minlength=bins)
+        some = np.maximum(counts, 1)
+        means = np.bincount(places, confidence, bins) / some
+        shares = np.bincount(places, self.right, bins) / some
+        return tuple(
+            Bin(i / bins, (i + 1) / bins, float(means[i]), float(shares[i]), int(count))
+            if count
+            else Bin(i / bins, (i + 1) / bins, math.nan, math.nan, 0)
+            for i, count in enumerate(counts)
+        )
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error, 0..1 (Guo and others, 2017, arXiv:1706.04599).
+
+        The sum over 15 bins of equal width of n_b / n * |accuracy_b - confidence_b|, where bin b
+        holds n_b of the n answers: by how much, in the mean, an answer's probability misses how
+        often such an answer is right.
+        """
+        filled = [each for each in self.reliability() if each.pictures]
+        missed = sum(each.pictures * abs(each.accuracy - each.confidence) for each in filled)
+        return min(1.0, missed / len(self.labels))
+
+    def coverage(self, thresholds: Sequence[float]) -> tuple[Answered, ...]:
+        """Return what is left at each threshold of the confidence, as `process.py` leaves it."""
+        order = np.argsort(self.confidence, kind="stable")
+        confidence = self.confidence[order].astype(np.float64)
+        right_before = np.concatenate([[0], np.cumsum(self.right[order])])
+        total = len(order)
+        below = np.searchsorted(confidence, np.asarray(thresholds, dtype=np.float64), "left")
+        return tuple(
+            Answered(
+                float(threshold),
+                int(total - start),
+                int(right_before[-1] - right_before[start]),
+                float(total - start) / total,
+            )
+            for threshold, start in zip(thresholds, below, strict=True)
+        )
+
+    def subset(self, mask: npt.NDArray[np.bool_]) -> Evaluation:
+        """Return the answers to some of the pictures; ``mask`` (n,) bool, of which one is true.
+
+        What could not be read is not in it.
+        """
+        labels, probabilities = self.labels[mask], self.probabilities[mask]
+        if not len(labels):
+            raise ValueError("a part of an evaluation needs a picture.")
+        return replace(
+            self,
+            paths=self.paths[mask],
+            labels=labels,
+            probabilities=probabilities,
+            loss=cross_entropy(probabilities, labels),
+            skipped=(),
+        )
+
     def mistakes(self) -> npt.NDArray[np.int64]:
         """Return the positions of the wrong answers, the most confident first."""
-        wrong = np.flatnonzero(self.predictions != self.labels)
-        confidence = self.probabilities[wrong].max(axis=1)
-        return wrong[np.argsort(-confidence, kind="stable")]
+        wrong = np.flatnonzero(~self.right)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
     def summary(self) -> str:
-        """Return accuracy, interval, recall per class and loss in one line."""
+        """Return accuracy, recall per class, their intervals, and loss in one line."""
         low, high = self.interval
-        recall = ", ".join(f"recall {name} {value:.4f}" for name, value in self.recall.items())
+        between = self.recall_intervals
+        recall = ", ".join(
+            f"recall {name} {value:.4f} ({between[name][0]:.4f} to {between[name][1]:.4f})"
+            for name, value in self.recall.items()
+        )
         return (
             f"accuracy {self.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}, "
             f"n = {len(self.labels)}), {recall}, loss {self.loss:.4f}"

@@ -1,27 +1,37 @@
-"""The notebook's figures; the only room that knows matplotlib."""
+"""The figures of the notebook and of an evaluation; the only room that knows matplotlib."""
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
 from face_gender import CLASSES
 from face_gender.dataset import FaceDataset
-from face_gender.files import Source
+from face_gender.files import Source, shown
 from face_gender.images import UnreadableImage, load_image
 from face_gender.index import SPLITS
 from face_gender.inference import Prediction
-from face_gender.metrics import Evaluation
+from face_gender.metrics import Evaluation, wilson_interval
 from face_gender.preprocessing import Preprocessing
+from face_gender.report import EVERY, THRESHOLDS, Tried
 from face_gender.training import EpochReport
 
 COLOURS = {"male": "#3b6fb6", "female": "#c8553d"}
+# Told apart by the colour-blind too (Okabe and Ito), and by their marks where colours come again.
+_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_NAME_LINE = 17  # letters of a name that fit over a picture of a gallery
+_FEWEST = 20  # answers of which a share says something
 
 
 def class_histogram(table: pd.DataFrame) -> Figure:
@@ -119,26 +129,137 @@ def confusion_matrix(result: Evaluation) -> Figure:
     axes.set_yticks(range(len(names)), names)
     low, high = result.interval
     axes.set(xlabel="answered", ylabel="labelled")
-    axes.set_title(f"Accuracy {result.accuracy:.1%} ({low:.1%} to {high:.1%})")
+    axes.set_title(
+        f"{result.accuracy:.1%} of {len(result.labels)} answered as labelled\n"
+        f"(95 % interval {low:.1%} to {high:.1%})",
+        fontsize=11,
+    )
     return _finish(figure)
 
 
+def reliability(result: Evaluation) -> Figure:
+    """Show the share of right answers by confidence, with 95 % intervals, and how many there are.
+
+    An answer's confidence is what it should be where the points lie on the diagonal.
+    """
+    bins = [each for each in result.reliability() if each.pictures]
+    said, was = [each.confidence for each in bins], [each.accuracy for each in bins]
+    bounds = [wilson_interval(round(b.accuracy * b.pictures), b.pictures) for b in bins]
+    below = [max(0, mean - low) for mean, (low, _) in zip(was, bounds, strict=True)]
+    above = [max(0, high - mean) for mean, (_, high) in zip(was, bounds, strict=True)]
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(5.2, 5.6), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    upper.plot([0, 1], [0, 1], "--", color="grey", label="as sure as it is right")
+    upper.errorbar(said, was, yerr=[below, above], fmt="o-", color=_LINES[0], capsize=2,
+                   label="this model, with 95 % intervals")  # fmt: skip
+    upper.text(
+        0.03, 0.78, "more often right\nthan it says", transform=upper.transAxes, color="grey"
+    )
+    upper.text(0.97, 0.05, "less often right\nthan it says", transform=upper.transAxes,
+               color="grey", ha="right")  # fmt: skip
+    upper.set(
+        ylabel="share of right answers", ylim=(min(0.5, *(low for low, _ in bounds)) - 0.02, 1.02)
+    )
+    upper.set_title(
+        "Is it right as often as it says?\n"
+        f"Confidence is off by {result.calibration_error:.1%} on average (ECE)"
+    )
+    upper.legend(loc="upper left", fontsize=8)
+    lower.bar([each.low for each in bins], [each.pictures for each in bins], 1 / 15 * 0.95,
+              align="edge", color=_LINES[0])  # fmt: skip
+    lower.set(xlabel="confidence of the answer", ylabel="pictures")
+    lower.set_xlim(1 / len(result.classes) - 0.02, 1.02)
+    for axis in (upper.xaxis, upper.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return _finish(figure)
+
+
+def coverage(result: Evaluation) -> Figure:
+    """Show the accuracy of the answers that are left when the unsure ones are not given."""
+    every = result.coverage(np.unique(result.confidence.astype(np.float64)).tolist())
+    every = tuple(each for each in every if each.pictures >= _FEWEST) or every
+    shares = [each.share for each in every]
+    bounds = np.array([wilson_interval(each.right, each.pictures) for each in every])
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    axes.fill_between(shares, bounds[:, 0], bounds[:, 1], color=_LINES[0], alpha=0.15,
+                      label="95 % interval", linewidth=0)  # fmt: skip
+    axes.plot(shares, [each.accuracy for each in every], color=_LINES[0])
+    marked = [each for each in result.coverage(THRESHOLDS) if each.pictures]
+    axes.plot([each.share for each in marked], [each.accuracy for each in marked], "o",
+              color=_LINES[1], label="answers of at least this confidence alone")  # fmt: skip
+    for each in {each.share: each for each in reversed(marked)}.values():
+        axes.annotate(f"{each.threshold:.0%}" if each.threshold else "all",
+                      (each.share, each.accuracy), (4, 6), textcoords="offset points")  # fmt: skip
+    lowest = min(each.accuracy for each in marked)
+    axes.set(xlabel="share of the pictures that are answered", ylabel="share of these right")
+    axes.set(xlim=(0, 1.06), ylim=(max(0, lowest - 0.04), 1.01))
+    axes.set_title("How many answers are right when unsure ones are left out")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower left", fontsize=8)
+    return _finish(figure)
+
+
+def robustness(tried: Sequence[Tried]) -> Figure:
+    """Show accuracy when pictures are framed otherwise, blurred or coarser; a line a source."""
+    panels = {
+        "Face cut or with a margin": ("zoom", "none", "margin"),
+        "Blurred": ("none", "blur"),
+        "Scaled down": ("none", "size"),
+    }
+    under = (
+        "zoom into the picture, or margin added around it",
+        "sigma as a share of the picture's side",
+        "pixels on the shorter side",
+    )
+    figure, row = plt.subplots(1, 3, figsize=(12.5, 4), sharey=True, layout="constrained")
+    for axes, (title, kinds), words in zip(row, panels.items(), under, strict=True):
+        _accuracy_lines(axes, [each for each in tried if each.condition.kind in kinds])
+        axes.set(title=title, xlabel=words)
+    row[0].set_ylabel("share of right answers")
+    row[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    row[0].legend(fontsize=8)
+    figure.suptitle("Accuracy when the same pictures are framed otherwise, blurred or scaled down")
+    return _finish(figure)
+
+
+def _accuracy_lines(axes: Axes, tried: Sequence[Tried]) -> None:
+    """Draw a line for each source, of all pictures where there is one source, with intervals."""
+    names = [name for name in tried[0].parts if name != EVERY]
+    for i, name in enumerate(names if len(names) > 1 else [EVERY]):
+        parts = [each.parts[name] for each in tried]
+        shares = np.array([part.accuracy for part in parts])
+        bounds = np.array([part.interval for part in parts])
+        # After a space: of what begins with "_", a legend knows nothing.
+        gaps = np.maximum(np.abs(bounds.T - shares), 0)
+        places = np.arange(len(parts)) + 0.05 * i  # that intervals do not cover each other
+        axes.errorbar(places, shares, yerr=gaps, capsize=2, label=f" {shown(name)}",
+                      color=_LINES[i % len(_LINES)], marker=_MARKS[i % len(_MARKS)])  # fmt: skip
+    labels = [str(each.condition).replace(" ", "\n", 1) for each in tried]
+    axes.set_xticks(range(len(tried)), labels, fontsize=8)
+    for i, each in enumerate(tried):
+        if each.condition.kind == "none":
+            axes.axvline(i, color="grey", linewidth=0.8, linestyle="--", zorder=0)
+    axes.grid(axis="y", alpha=0.3)
+
+
 def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 8) -> Figure:
-    """Show the wrong answers given with most confidence: what was answered, and the label.
+    """Show the wrong answers given with most confidence: what was answered, label and name.
 
     Where no answer is wrong, the least confident ones.
     """
     wrong = result.mistakes()
-    chosen = wrong if len(wrong) else result.probabilities.max(axis=1).argsort()
+    chosen = wrong if len(wrong) else result.confidence.argsort()
     chosen = chosen[:most]
     pictures = [_try_load(str(result.paths[i]), source) for i in chosen]
     titles = [
-        f"{result.classes[result.predictions[i]]} {result.probabilities[i].max():.0%}\n"
-        f"labelled {result.classes[result.labels[i]]}"
+        f"{result.classes[result.predictions[i]]} {result.confidence[i]:.0%}\n"
+        f"labelled {result.classes[result.labels[i]]}\n{_in_two_lines(str(result.paths[i]))}"
         for i in chosen
     ]
     order = "the most confident first" if len(wrong) else "the least confident answers"
-    title = f"{len(wrong)} of {len(result.labels)} answered wrong: {order}"
+    title = f"{len(wrong)} of {len(result.labels)} answered wrong: {order} (answer, label, name)"
     return _gallery(pictures, titles, columns, title)
 
 
@@ -191,7 +312,7 @@ def _gallery(
     for axes in grid.flat:
         axes.axis("off")
     for axes, picture, words in zip(grid.flat, pictures, titles, strict=False):
-        axes.set_title(words, fontsize=8)
+        axes.set_title(words, fontsize=8, parse_math=False)  # a name may hold dollar signs
         if picture is not None:
             axes.imshow(picture)
         else:
@@ -210,6 +331,30 @@ def _try_load(name: str, source: Source) -> Image.Image | None:
         return load_image(name, source)
     except UnreadableImage:
         return None
+
+
+def _in_two_lines(path: str) -> str:
+    """Return a picture's name, the end of it where it is longer: names of a kind begin alike."""
+    name = shown(path.rsplit("/", 1)[-1])
+    if len(name) > 2 * _NAME_LINE:
+        name = f"…{name[1 - 2 * _NAME_LINE :]}"
+    return f"{name[:_NAME_LINE]}\n{name[_NAME_LINE:]}".rstrip("\n")
+
+
+def draw_for_files() -> None:
+    """Let this process draw where there is no display, and names with dollar signs as they are."""
+    plt.switch_backend("agg")
+    plt.rcParams["text.parse_math"] = False
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # A sign of a name that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph ")
+        figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
 
 
 def _finish(figure: Figure) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any, Literal
@@ -134,11 +134,13 @@ class Preprocessing:
 class FaceTransform:
     """What makes a net's input of pictures: one at a time by a call, or a batch by `finish`.
 
-    ``random``: with the augmentation, for training.
+    ``random``: with the augmentation, for training. ``change``: what else is done to a batch
+    before it is normalised, (n, 3, H, W) with values 0..255 in and out.
     """
 
     preprocessing: Preprocessing
     random: bool
+    change: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """PIL RGB image, or uint8 (3, any, any) -> float32 (3, H, W).
@@ -157,6 +159,8 @@ class FaceTransform:
         """
         if self.random:
             images = self.preprocessing.augmentation.apply(images, chances)
+        if self.change:
+            images = self.change(images)
         return self.preprocessing.normalized(images)
 
 

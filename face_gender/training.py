@@ -1,4 +1,4 @@
-"""train(): a generator of one report an epoch; evaluate(): what the result is worth."""
+"""train(): a generator of one report an epoch."""
 
 from __future__ import annotations
 
@@ -16,38 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
-from face_gender.checkpoint import (
-    Checkpoint,
-    as_int64,
-    hash64,
-    load_checkpoint,
-    load_weights,
-    read_weights,
-)
-from face_gender.dataset import (
-    Batch,
-    EpochSampler,
-    FaceDataset,
-    FaceLoader,
-    scaled,
-    select_split,
-)
+from face_gender.checkpoint import Checkpoint, hash64, load_weights, read_weights
+from face_gender.dataset import Batch, FaceDataset, FaceLoader, scaled, select_split
 from face_gender.devices import (
+    forward,
     in_bits,
     is_out_of_memory,
     keep_freed_memory,
     mixed_precision,
-    pick_device,
 )
 from face_gender.distributed import Share, World, as_one_batch, in_one_sentence, join, wrapped
-from face_gender.files import InputError, Source, excerpt, open_source, shown
+from face_gender.evaluation import predict
+from face_gender.files import InputError, Source, excerpt, open_source
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation, fit_temperature
 from face_gender.models import (
@@ -56,24 +42,11 @@ from face_gender.models import (
     freeze_all_but_head,
     has_batchnorm,
     head_name,
-    probabilities_of,
     to_device,
     train_mode,
 )
 from face_gender.recipes import Recipe, get_recipe
 from face_gender.run_folder import RunFolder, TrainingState
-
-
-class LeakError(InputError):
-    """The model was trained or chosen on pictures that it is to be judged by."""
-
-
-class UnreadablePictureWarning(UserWarning):
-    """A picture of the index could not be read and takes no part from here on."""
-
-
-# Python shows a text once; a second training in the same notebook must name its files again.
-warnings.simplefilter("always", UnreadablePictureWarning)
 
 
 @dataclass(frozen=True)
@@ -340,7 +313,7 @@ class _Run:
         # Whatever the caller drew since the last epoch.
         self._restore_random_state()
         train_loss, images_per_second = self._train_epoch(epoch)
-        validation = _predict(
+        validation = predict(
             self.result, self.val_loader, CLASSES, 1.0, self.precision, self.progress
         )
         if not math.isfinite(train_loss + validation.loss):
@@ -394,7 +367,7 @@ class _Run:
                         loss = total_loss.item() * self.world.size / count
                         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update(whole + len(batch.failures))
-        _exclude(failures, self.train_set, sampler)
+        self.train_loader.leave_out(failures)
         if count == 0:
             raise InputError("no picture of the train split could be read: make the index again.")
         mean = self.world.total(total_loss).item() / count
@@ -451,7 +424,7 @@ class _Run:
         least = 2 if self.skips_single else 1
         parts = max(1, min(self.parts, len(labels) // least))
         for some, their in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            outputs = _forward(self.net, some, self.precision)
+            outputs = forward(self.net, some, self.precision)
             loss = _loss(outputs, their, self.recipe) if len(their) else outputs.sum()
             # Of gradients, the mean over processes is taken; of losses, that over all pictures.
             weight = len(their) * self.world.size / self.share.total
@@ -585,58 +558,6 @@ def _hash_of_rows(table: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def evaluate(
-    weights: Checkpoint | str | os.PathLike[str],
-    index: str | os.PathLike[str] | pd.DataFrame,
-    data: str | os.PathLike[str],
-    split: str | None = "test",
-    *,
-    allow_seen: bool = False,
-    device: str = "auto",
-    batch_size: int = 64,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Evaluation:
-    """Run a model over one split (None: all rows) and return what it answered, in float32.
-
-    Raises LeakError where the model was trained or chosen on any of the pictures, unless
-    ``allow_seen``; InputError for all else that is wrong.
-    """
-    name = "the model" if isinstance(weights, Checkpoint) else os.fspath(weights)
-    checkpoint = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
-    source = open_source(data)
-    rows = select_split(index, split)
-    check_matches(rows, source)
-    if not allow_seen:
-        _refuse_leak(checkpoint, rows, source, name)
-    model, transform = checkpoint.build()
-    # The index numbers classes its own way; the outputs follow the checkpoint's.
-    position = {i: _position(checkpoint.classes, name) for i, name in enumerate(CLASSES)}
-    rows = rows.assign(label=rows["label"].map(position))
-    dataset = FaceDataset(rows, None, source, transform)
-    chosen = pick_device(device)
-    loader = FaceLoader(dataset, batch_size, workers=workers, device=chosen)
-    model, temperature = to_device(model, chosen), checkpoint.temperature
-    return _predict(model, loader, checkpoint.classes, temperature, None, progress)
-
-
-def _refuse_leak(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source, name: str) -> None:
-    seen = set(checkpoint.seen.tolist())
-    found = sum(1 for each in row_hashes(rows, source) if each and as_int64(each) in seen)
-    if found:
-        raise LeakError(
-            f"LEAK: {name} was trained or chosen on {found} of these {len(rows)} pictures, so any "
-            "figure would be too good: evaluate it on pictures that it has not seen (the test "
-            "split of its own index), or pass allow_seen=True and do not call the result a test."
-        )
-
-
-def _position(classes: tuple[str, ...], name: str) -> int:
-    if name not in classes:
-        raise InputError(f"the model knows the classes {', '.join(classes)}, and no {name}.")
-    return classes.index(name)
-
-
 def _start(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module, Tensor]:
     """Return the net to train and the hashes of what its weights have seen.
 
@@ -747,93 +668,7 @@ def _schedule(
     )
 
 
-def _forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Tensor:
-    with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
-        outputs: Tensor = model(images)
-    return outputs.float()
-
-
-def _in_halves(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Tensor:
-    """Answer a batch, in halves where it does not fit into memory. Raises InputError for one."""
-    try:
-        return _forward(model, images, precision)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    if len(images) == 1:
-        raise InputError("memory is too small for a single picture: use another device.")
-    return torch.cat([_in_halves(model, half, precision) for half in images.tensor_split(2)])
-
-
 def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     if recipe.loss == "nll":
         return nn.functional.nll_loss(outputs, labels)
     return nn.functional.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
-
-
-@torch.no_grad()
-def _predict(
-    model: nn.Module,
-    loader: FaceLoader,
-    classes: tuple[str, ...],
-    temperature: float,
-    precision: torch.dtype | None,
-    progress: bool,
-) -> Evaluation:
-    """Answer every picture of the loader, each once by one of its processes.
-
-    The loss is that of the probabilities.
-    """
-    model.eval()
-    dataset, sampler = loader.dataset, loader.sampler
-    positions, probabilities, failures = [], [], []
-    with tqdm(total=sampler.pictures, desc="evaluate", unit="img", leave=False,
-              disable=not progress) as bar:  # fmt: skip
-        for batch in loader:
-            failures += batch.failures
-            if batch.images is not None:
-                outputs = _in_halves(model, batch.images, precision)
-                probabilities.append(probabilities_of(outputs, temperature).cpu())
-                positions.append(batch.positions)
-            bar.update((len(batch.labels) + len(batch.failures)) * sampler.world.size)
-    failures = _exclude(failures, dataset, sampler)
-    chosen, answers = _in_order(sampler.world, positions, probabilities)
-    labels = dataset.labels[chosen]
-    log_right = answers.clamp_min(1e-12).log()[torch.arange(len(labels)), torch.from_numpy(labels)]
-    return Evaluation(
-        classes=classes,
-        paths=dataset.paths[chosen],
-        labels=labels,
-        probabilities=answers.numpy(),
-        loss=abs(float(log_right.mean())),  # minus would make -0.0 of 0
-        skipped=tuple((str(dataset.paths[i]), reason) for i, reason in failures),
-    )
-
-
-def _in_order(
-    world: World, positions: list[Tensor], probabilities: list[Tensor]
-) -> tuple[npt.NDArray[np.int64], Tensor]:
-    """Return (n,) positions, ascending, and (n, classes) probabilities from all processes."""
-    own = (torch.cat(positions), torch.cat(probabilities)) if positions else None
-    every = [part for part in world.gathered(own) if part is not None]
-    if not every:
-        raise InputError("no picture of the split could be read: make the index again.")
-    chosen = torch.cat([part[0] for part in every])
-    order = chosen.argsort()
-    return chosen[order].numpy(), torch.cat([part[1] for part in every])[order]
-
-
-def _exclude(
-    failures: list[tuple[int, str]], dataset: FaceDataset, sampler: EpochSampler
-) -> list[tuple[int, str]]:
-    """Leave files that no process could read out from here on; return them, and warn of each."""
-    every = sorted(each for part in sampler.world.gathered(failures) for each in part)
-    for position, reason in every:
-        sampler.excluded.add(position)
-        if sampler.world.first:
-            warnings.warn(
-                shown(f"{dataset.paths[position]} is left out: {reason}"),
-                UnreadablePictureWarning,
-                stacklevel=2,
-            )
-    return every

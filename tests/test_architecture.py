@@ -19,9 +19,11 @@ LAYERS = (
     {"distributed"},
     {"recipes", "dataset"},
     {"checkpoint"},
-    {"engines", "run_folder"},
-    {"training", "inference"},
-    {"export", "scale", "train"},
+    {"engines", "evaluation", "run_folder"},
+    {"training", "inference", "robustness"},
+    {"report"},
+    {"plots"},
+    {"evaluate", "export", "scale", "train"},
 )
 WITHIN_A_LAYER = {("index", "images")}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -82,16 +84,15 @@ def run_python(code: str) -> str:
 
 
 def test_every_module_has_its_place() -> None:
-    assert set(MODULES) == set().union(*LAYERS) | {"plots"}
+    assert set(MODULES) == set().union(*LAYERS)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "plots"])
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module: str) -> None:
     wrong = {
         other
         for other in siblings(module)
-        if (other == "plots" or layer(other) >= layer(module))
-        and (module, other) not in WITHIN_A_LAYER
+        if layer(other) >= layer(module) and (module, other) not in WITHIN_A_LAYER
     }
     assert wrong == set()
 
@@ -108,6 +109,7 @@ def test_plots_alone_imports_matplotlib() -> None:
         if any(name.split(".")[0] == "matplotlib" for name in imported(module))
     }
     assert users == {"plots"}
+    assert {module for module in MODULES if "plots" in siblings(module)} == {"evaluate"}
 
 
 def test_training_and_commands_know_nothing_of_the_audit() -> None:

@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from face_gender.metrics import Evaluation, fit_temperature, recall_per_class, wilson_interval
+from face_gender.metrics import (
+    Evaluation,
+    cross_entropy,
+    fit_temperature,
+    recall_per_class,
+    wilson_interval,
+)
 
 
 def evaluation(labels: Sequence[int], female: Sequence[float]) -> Evaluation:
@@ -195,3 +203,122 @@ def test_a_probability_of_nothing_has_a_logarithm() -> None:
     assert np.isfinite(found).all()
     assert found.max() == 0
     assert found.min() < -80
+
+
+rows_of_answers = st.lists(
+    st.tuples(st.integers(0, 1), st.floats(0, 1, width=32)), min_size=1, max_size=60
+)
+thresholds_of_any_kind = st.lists(st.floats(0, 1), min_size=1, max_size=8)
+
+
+def of_rows(rows: Sequence[tuple[int, float]]) -> Evaluation:
+    labels, female = zip(*rows, strict=True)
+    return evaluation(labels, female)
+
+
+def test_recall_intervals_are_those_of_each_class() -> None:
+    assert MIXED.recall_intervals == {
+        "male": wilson_interval(2, 3),
+        "female": wilson_interval(3, 5),
+    }
+    assert evaluation([1], [0.9]).recall_intervals["male"] == (0, 1)
+
+
+def test_confidence_is_that_of_the_answer() -> None:
+    assert MIXED.confidence.tolist() == pytest.approx([0.9, 0.6, 0.8, 0.9, 0.8, 0.95, 0.7, 0.6])
+    assert MIXED.right.tolist() == [True, False, True, True, True, False, True, False]
+
+
+def test_cross_entropy_is_known_and_bears_a_probability_of_nothing() -> None:
+    half = np.array([[0.5, 0.5], [0.25, 0.75]], dtype=np.float32)
+    assert cross_entropy(half, np.array([0, 0])) == pytest.approx((math.log(2) + math.log(4)) / 2)
+    sure = np.array([[1.0, 0.0]], dtype=np.float32)
+    assert cross_entropy(sure, np.array([0])) == 0
+    assert cross_entropy(sure, np.array([1])) == pytest.approx(-math.log(1e-12))
+
+
+def test_calibration_error_has_the_known_value() -> None:
+    """Four answers of 0.75, of which two are right, and one of 1.0 that is right."""
+    result = evaluation([0, 0, 1, 1, 1], [0.25, 0.25, 0.25, 0.25, 1.0])
+    assert result.calibration_error == pytest.approx(4 / 5 * 0.25)
+    filled = [each for each in result.reliability() if each.pictures]
+    assert [(b.confidence, b.accuracy, b.pictures) for b in filled] == [(0.75, 0.5, 4), (1, 1, 1)]
+    assert filled[0].low < 0.75 <= filled[0].high
+
+
+@given(st.lists(st.integers(8, 16), min_size=1, max_size=6))
+def test_answers_as_often_right_as_they_say_have_no_calibration_error(
+    sixteenths: list[int],
+) -> None:
+    """Of each confidence k / 16, 16 answers of which k are right: exact in float32."""
+    rows = [(int(i >= k), 1 - k / 16) for k in sixteenths for i in range(16)]
+    assert of_rows(rows).calibration_error == pytest.approx(0, abs=1e-9)
+
+
+@given(rows_of_answers, st.integers(1, 40))
+def test_bins_hold_every_answer_once(rows: list[tuple[int, float]], count: int) -> None:
+    result = of_rows(rows)
+    assert 0 <= result.calibration_error <= 1
+    bins = result.reliability(count)
+    assert [each.low for each in bins] == [i / count for i in range(count)]
+    assert sum(each.pictures for each in bins) == len(rows)
+    filled = [each for each in bins if each.pictures]
+    assert sum(each.pictures * each.accuracy for each in filled) == pytest.approx(
+        len(rows) * result.accuracy
+    )
+    for each in filled:
+        assert each.low - 1e-9 <= each.confidence <= each.high + 1e-9
+        assert 0 <= each.accuracy <= 1
+    assert all(math.isnan(each.accuracy) for each in bins if not each.pictures)
+
+
+@given(rows_of_answers)
+def test_one_bin_measures_the_distance_of_the_means(rows: list[tuple[int, float]]) -> None:
+    """Which is never more than what finer bins find."""
+    result = of_rows(rows)
+    (whole,) = result.reliability(1)
+    assert whole.confidence == pytest.approx(float(result.confidence.astype(np.float64).mean()))
+    assert abs(whole.accuracy - whole.confidence) <= result.calibration_error + 1e-9
+
+
+@given(rows_of_answers, thresholds_of_any_kind)
+def test_coverage_falls_with_the_threshold(
+    rows: list[tuple[int, float]], thresholds: list[float]
+) -> None:
+    result = of_rows(rows)
+    covered = result.coverage(sorted(thresholds))
+    assert [each.threshold for each in covered] == sorted(thresholds)
+    for earlier, later in pairwise(covered):
+        assert later.pictures <= earlier.pictures and later.right <= earlier.right
+    for each in covered:
+        given_at_all = result.confidence.astype(np.float64) >= each.threshold
+        assert each.pictures == given_at_all.sum() and each.share == each.pictures / len(rows)
+        assert each.right == result.right[given_at_all].sum()
+        assert math.isnan(each.accuracy) if not each.pictures else 0 <= each.accuracy <= 1
+
+
+@given(rows_of_answers)
+def test_all_are_answered_at_a_threshold_of_nothing(rows: list[tuple[int, float]]) -> None:
+    result = of_rows(rows)
+    (everything,) = result.coverage([0])
+    assert everything.share == 1
+    assert everything.accuracy == result.accuracy
+
+
+@given(rows_of_answers, st.randoms(use_true_random=False))
+def test_parts_add_up_to_the_whole(rows: list[tuple[int, float]], random: Random) -> None:
+    result = of_rows(rows)
+    mask = np.array([random.random() < 0.5 for _ in rows])
+    parts = [result.subset(side) for side in (mask, ~mask) if side.any()]
+    sizes = [len(part.labels) for part in parts]
+    assert sum(sizes) == len(rows)
+    assert (sum(part.confusion for part in parts) == result.confusion).all()
+    whole = cross_entropy(result.probabilities, result.labels)
+    losses = [part.loss * size for part, size in zip(parts, sizes, strict=True)]
+    assert sum(losses) / len(rows) == pytest.approx(whole, abs=1e-9)
+    assert sorted(path for part in parts for path in part.paths) == sorted(result.paths)
+
+
+def test_a_part_without_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a picture"):
+        MIXED.subset(np.zeros(8, dtype=bool))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +18,8 @@ from face_gender.index import create_csv
 from face_gender.inference import Prediction
 from face_gender.metrics import Evaluation
 from face_gender.preprocessing import Preprocessing
+from face_gender.report import EVERY, THRESHOLDS, Tried
+from face_gender.robustness import CONDITIONS
 from face_gender.training import EpochReport
 
 
@@ -105,3 +108,71 @@ def test_worst_findings_are_a_row_an_issue_and_copies_stand_beside_each_other(fa
     assert "looks female" in titles[8]
     assert titles[16].startswith("unreadable")
     assert len(figure.axes) == 24
+
+
+def spread(count: int = 60) -> Evaluation:
+    """Answers of every confidence, the surer the more often right."""
+    return make_result(
+        [f"male/m_{i}.jpg" for i in range(count)], np.linspace(0, 0.8, count).tolist()
+    )
+
+
+def test_reliability_has_a_point_for_each_bin_and_counts_every_picture() -> None:
+    result = spread()
+    upper, lower = plots.reliability(result).axes
+    filled = [each for each in result.reliability() if each.pictures]
+    points = upper.lines[1].get_xydata()
+    assert points.tolist() == [[each.confidence, each.accuracy] for each in filled]
+    assert sum(bar.get_height() for bar in lower.patches) == len(result.labels)
+    assert f"{result.calibration_error:.1%}" in upper.get_title()
+    low, high = upper.get_ylim()
+    assert low < min(each.accuracy for each in filled) and high > 1
+
+
+@pytest.mark.parametrize("answers", [[0.1], [0.9], [0.5], [0.0, 1.0], [0.3] * 30])
+def test_figures_of_few_answers_are_drawn(answers: list[float]) -> None:
+    result = make_result([f"{i}.jpg" for i in range(len(answers))], answers)
+    for figure in (plots.reliability(result), plots.coverage(result)):
+        assert plots.as_png(figure).startswith(b"\x89PNG")
+
+
+def test_coverage_marks_the_thresholds() -> None:
+    result = spread()
+    (axes,) = plots.coverage(result).axes
+    curve, marks = (line.get_xydata() for line in axes.lines)
+    assert curve[0].tolist() == [1, result.accuracy]
+    shares = [each.share for each in result.coverage(THRESHOLDS) if each.pictures]
+    assert marks[:, 0].tolist() == shares
+    assert [text.get_text() for text in axes.texts][-2:] == ["60%", "all"]
+
+
+def test_thresholds_that_leave_the_same_answers_are_marked_once() -> None:
+    (axes,) = plots.coverage(make_result(["a", "b", "c"], [0.04, 0.04, 0.32])).axes
+    assert [text.get_text() for text in axes.texts] == ["70%", "all"]
+
+
+def test_robustness_has_a_line_a_source_or_one_of_all() -> None:
+    result = spread()
+    half = {"web": result.subset(result.right), "_scan": result.subset(~result.right)}
+    for parts, names in (({}, [EVERY]), ({"web": result}, [EVERY]), (half, ["web", "_scan"])):
+        tried = [Tried(each, {EVERY: result, **parts}) for each in CONDITIONS]
+        framing, blur, size = plots.robustness(tried).axes
+        legend = framing.get_legend()
+        assert [text.get_text().strip() for text in legend.get_texts()] == names
+        ticks = [axes.get_xticklabels()[0].get_text() for axes in (framing, blur, size)]
+        assert ticks == ["zoom\n1.4", "as\ngiven", "as\ngiven"]
+        assert sum(len(axes.get_xticks()) for axes in (framing, blur, size)) == len(CONDITIONS) + 2
+
+
+def test_a_mistake_that_cannot_be_shown_ends_nothing(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is gone since, its name is a formula to matplotlib, and long."""
+    monkeypatch.setitem(matplotlib.rcParams, "text.parse_math", True)  # as it is in a notebook
+    names = ["male/gone.jpg", "male/$\\frac$.jpg", f"male/{'a' * 60}.jpg", "male/\udcff\n.jpg"]
+    figure = plots.mistakes(make_result(names, [0.9] * 4), open_source(faces))
+    titles = [axes.get_title().split("\n")[2:] for axes in figure.axes[:4]]
+    assert titles[:2] == [["gone.jpg"], ["$\\frac$.jpg"]]
+    assert titles[2] == ["…" + "a" * 16, "a" * 13 + ".jpg"]
+    assert [axes.texts[0].get_text() for axes in figure.axes[:4]] == ["cannot be read"] * 4
+    assert plots.as_png(figure)

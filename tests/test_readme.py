@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import data_split
 import face_gender.audit.__main__
+import face_gender.evaluate
 import face_gender.export
 import face_gender.train
 import process
@@ -33,6 +34,7 @@ def section(title: str) -> str:
         (classify_ray, "### `python examples/classify_ray.py INPUT OUTPUT`"),
         (data_split, "### `python data_split.py DATA`"),
         (face_gender.train, "### `python -m face_gender.train INDEX`"),
+        (face_gender.evaluate, "### `python -m face_gender.evaluate WEIGHTS INDEX`"),
         (face_gender.audit.__main__, "### `python -m face_gender.audit INDEX_OR_DATA`"),
         (face_gender.export, "### `python -m face_gender.export WEIGHTS`"),
     ],

@@ -22,11 +22,12 @@ from sentences import sentence
 
 from face_gender import run_folder, train
 from face_gender.checkpoint import load_checkpoint
+from face_gender.dataset import UnreadablePictureWarning
 from face_gender.files import InputError, write_atomically
 from face_gender.index import IndexReport, create_csv
 from face_gender.recipes import Recipe, get_recipe
 from face_gender.run_folder import RunFolder
-from face_gender.training import EpochReport, UnreadablePictureWarning
+from face_gender.training import EpochReport
 from face_gender.training import train as training
 
 QUICK = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)

@@ -20,8 +20,10 @@ from conftest import draw_face, make_faces, make_zip, snapshot
 from sentences import sentence
 from torch import nn
 
-from face_gender import CLASSES, training
+from face_gender import CLASSES, devices, evaluation, training
 from face_gender.checkpoint import Checkpoint, hash64, load_checkpoint
+from face_gender.dataset import UnreadablePictureWarning
+from face_gender.evaluation import LeakError, evaluate
 from face_gender.files import InputError
 from face_gender.index import IndexReport, create_csv, read_index
 from face_gender.metrics import Evaluation, fit_temperature
@@ -29,9 +31,6 @@ from face_gender.models import build_model
 from face_gender.recipes import Recipe, get_recipe
 from face_gender.training import (
     EpochReport,
-    LeakError,
-    UnreadablePictureWarning,
-    evaluate,
     train,
 )
 
@@ -97,7 +96,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]])
         labels = np.zeros(100, dtype=np.int64)
         return Evaluation(CLASSES, np.array(["a"] * 100), labels, probabilities, loss)
 
-    monkeypatch.setattr(training, "_predict", predict)
+    monkeypatch.setattr(training, "predict", predict)
     monkeypatch.setattr(training._Run, "_train_epoch", lambda self, epoch: (0.5, 10.0))
 
 
@@ -378,7 +377,7 @@ def test_without_a_schedule_the_learning_rate_stays(
     assert set(rates) == {QUICK.learning_rate}
 
 
-@pytest.mark.filterwarnings("ignore::face_gender.training.UnreadablePictureWarning")
+@pytest.mark.filterwarnings("ignore::face_gender.dataset.UnreadablePictureWarning")
 def test_one_cycle_bears_pictures_that_are_left_out(
     data: Path, index: IndexReport, tmp_path: Path
 ) -> None:
@@ -485,13 +484,14 @@ def test_pictures_of_an_epoch_have_its_share_of_the_size(
     data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    forward = training._forward
+    forward = devices.forward
 
     def watched(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
         sizes.append((model.training, tuple(images.shape[2:])))
         return forward(model, images, precision)
 
-    monkeypatch.setattr(training, "_forward", watched)
+    for room in (training, evaluation):
+        monkeypatch.setattr(room, "forward", watched)
     changes: dict[str, Any] = {"init": "none", "epochs": 3, "batch_size": 100, "size": (64, 48)}
     recipe = get_recipe("resnet18", start_size=0.5, **changes)
     run(recipe, index, data, tmp_path / "w")
@@ -992,7 +992,7 @@ def test_a_net_that_cannot_take_the_size_says_so_at_once(faces: Path, tmp_path: 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let the net run out of memory for more pictures than that; return the sizes it was given."""
     sizes: list[int] = []
-    forward = training._forward
+    forward = devices.forward
 
     def limited(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
         sizes.append(len(images))
@@ -1000,7 +1000,8 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return forward(model, images, precision)
 
-    monkeypatch.setattr(training, "_forward", limited)
+    for room in (training, evaluation):
+        monkeypatch.setattr(room, "forward", limited)
     return sizes
 
 
@@ -1071,13 +1072,13 @@ def test_no_part_of_a_batch_is_too_small_for_batch_norm(
 def test_other_errors_of_a_step_are_not_taken_for_memory(
     data: Path, index: IndexReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = training._forward
+    forward = devices.forward
 
     def wrong(model: nn.Module, images: torch.Tensor, precision: Any) -> torch.Tensor:
         forward(model, images, precision)
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(training, "_forward", wrong)
+    monkeypatch.setattr(training, "forward", wrong)
     with pytest.raises(RuntimeError, match="multiplied"):
         run(ONE_EPOCH, index, data, tmp_path / "w")
 

@@ -34,12 +34,13 @@ from face_gender.audit.duplicates import Pairs, near_duplicates
 from face_gender.audit.findings import Judged
 from face_gender.audit.run import AuditReport, audit, default_weights
 from face_gender.checkpoint import load_checkpoint
+from face_gender.evaluation import evaluate
 from face_gender.files import FolderSource, InputError, find_images, open_source
 from face_gender.images import UnreadableImage, load_image
 from face_gender.index import list_pictures, split_rows, write_index
 from face_gender.metrics import wilson_interval
 from face_gender.recipes import get_recipe
-from face_gender.training import evaluate, train
+from face_gender.training import train
 from tools import plant
 
 FOLDS = 5

@@ -20,10 +20,11 @@ from face_gender import CLASSES
 from face_gender.checkpoint import Checkpoint, as_int64
 from face_gender.dataset import FaceDataset, FaceLoader
 from face_gender.devices import mixed_precision, pick_device
+from face_gender.evaluation import evaluate
 from face_gender.files import Source, cpu_count
 from face_gender.models import embed, head_name, to_device
 from face_gender.recipes import Recipe
-from face_gender.training import evaluate, train
+from face_gender.training import train
 
 # Inverse strength of the penalty, in units of standardised features.
 _PENALTY = 0.01
