@@ -204,6 +204,7 @@ def _evaluate(
         "index_sha256": sha256_of(options.index),
         "split": options.split,
         "flip": options.flip,
+        "temperature": checkpoint.temperature,
         "versions": versions(),
     }
     return Report(

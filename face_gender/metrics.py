@@ -182,6 +182,14 @@ class Evaluation:
             for threshold, start in zip(thresholds, below, strict=True)
         )
 
+    def untempered(self, temperature: float) -> Evaluation:
+        """Return the answers as they were before their outputs were divided by ``temperature``."""
+        powers = self.log_probabilities * temperature
+        powers = np.exp(powers - powers.max(axis=1, keepdims=True))
+        probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+        loss = cross_entropy(probabilities, self.labels)
+        return replace(self, probabilities=probabilities, loss=loss)
+
     def subset(self, mask: npt.NDArray[np.bool_]) -> Evaluation:
         """Return the answers to some of the pictures; ``mask`` (n,) bool, of which one is true.
 

@@ -33,7 +33,8 @@ class Tried(NamedTuple):
 class Report:
     """All figures of one evaluation.
 
-    ``facts``: plain data, of which the lines show ``weights``, ``index``, ``split`` and ``flip``;
+    ``facts``: plain data, of which the lines show ``weights``, ``index``, ``split``, ``flip`` and
+    ``temperature``;
     ``seen``: how many of the pictures the model was trained or chosen on; ``slices``: by column,
     then by its value.
     """
@@ -51,6 +52,7 @@ class Report:
             **self.facts,
             "seen_in_training": self.seen,
             "all": {**_scores(result), "confusion": result.confusion.tolist()},
+            "calibration_error_at_temperature_1": self._untempered_error(),
             "slices": {
                 column: {value: _scores(part) for value, part in parts.items()}
                 for column, parts in self.slices.items()
@@ -88,7 +90,8 @@ class Report:
             f"{', each picture with its mirror image' if self.facts['flip'] else ''}",
             self.result.summary(),
             f"expected calibration error {self.result.calibration_error:.4f}: by so much a "
-            "confidence misses the share of right answers",
+            "confidence misses the share of right answers; at temperature 1, and not "
+            f"{self.facts['temperature']:.3f}, it would be {self._untempered_error():.4f}",
         ]
         if self.seen:
             total = len(self.result.labels) + len(self.result.skipped)
@@ -100,6 +103,9 @@ class Report:
             lines += ["", *self._sliced(column, parts)]
         lines += ["", *self._covered()]
         return lines + (["", *self._tried()] if self.robustness else [])
+
+    def _untempered_error(self) -> float:
+        return self.result.untempered(self.facts["temperature"]).calibration_error
 
     def _sliced(self, column: str, parts: Mapping[str, Evaluation]) -> list[str]:
         recalls = [f"recall {name}" for name in self.result.classes]

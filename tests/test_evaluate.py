@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from conftest import ROOT, draw_face, heed_ctrl_c, make_faces, make_zip, snapsho
 from PIL import Image
 
 from face_gender import CLASSES, evaluate
-from face_gender.checkpoint import Checkpoint
+from face_gender.checkpoint import Checkpoint, load_checkpoint
 from face_gender.dataset import UnreadablePictureWarning
 from face_gender.evaluation import evaluate as evaluation_of
 from face_gender.index import create_csv, read_index, write_index
@@ -224,6 +225,21 @@ def test_an_existing_folder_keeps_what_else_is_in_it(place: Path) -> None:
 
 
 # Mirror images and changes
+
+
+def test_the_error_before_the_temperature_is_said_too(place: Path, capsys: Capture) -> None:
+    assert command(place) == 0
+    plain = figures(place)
+    assert plain["temperature"] == 1
+    before = plain["all"]["calibration_error"]
+    assert plain["calibration_error_at_temperature_1"] == before
+    checkpoint = load_checkpoint(place / "best.pth")
+    replace(checkpoint, temperature=80.0).save(place / "best.pth")
+    assert command(place) == 0
+    found = figures(place)
+    assert found["calibration_error_at_temperature_1"] == pytest.approx(before, abs=1e-4)
+    assert found["all"]["calibration_error"] != pytest.approx(before, abs=1e-3)
+    assert "at temperature 1, and not 80.000" in capsys.readouterr().out
 
 
 def test_flip_is_the_mean_of_a_picture_and_its_mirror_image(tmp_path: Path) -> None:

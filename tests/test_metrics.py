@@ -322,3 +322,17 @@ def test_parts_add_up_to_the_whole(rows: list[tuple[int, float]], random: Random
 def test_a_part_without_pictures_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a picture"):
         MIXED.subset(np.zeros(8, dtype=bool))
+
+
+@given(st.integers(0, 10**6), st.floats(0.2, 5))
+def test_untempered_answers_are_those_of_temperature_1(seed: int, temperature: float) -> None:
+    outputs = np.random.default_rng(seed).normal(0, 2, (20, 2))
+    plain, tempered = (
+        np.exp(each - np.logaddexp.reduce(each, 1)[:, None]).astype(np.float32)
+        for each in (outputs, outputs / temperature)
+    )
+    labels = np.zeros(20, dtype=np.int64)
+    given_ = Evaluation(("a", "b"), np.array(["x"] * 20), labels, tempered, 0.0)
+    found = given_.untempered(temperature)
+    np.testing.assert_allclose(found.probabilities, plain, atol=2e-4)
+    assert found.loss == pytest.approx(cross_entropy(plain, labels), abs=2e-3)
