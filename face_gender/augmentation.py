@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 # What ITU-R BT.601 takes red, green and blue for in a grey value, as Pillow and torchvision do.
 _GREY = (0.299, 0.587, 0.114)
+_LARGEST_SIGMA = 0.03  # of a blur, as a share of the shorter side
 
 
 def is_number(value: object) -> bool:
@@ -32,9 +33,9 @@ class Augmentation:
     ``zoom``: smallest and largest scale; below 1 the picture shrinks within its frame.
     ``shift``: the largest move along each axis, as a share of the side. ``colour``: the largest
     change of brightness, contrast and saturation, as a share. ``grey``, ``downscale`` (to 24
-    pixels at least, and back) and ``erasing`` (a rectangle of 2 to 20 % of the area) are
-    probabilities; so is ``reflection``, that what comes in from outside the picture is the picture
-    mirrored at its border and not black.
+    pixels at least, and back), ``blur`` (Gaussian, its sigma up to 3 % of the shorter side) and
+    ``erasing`` (a rectangle of 2 to 20 % of the area) are probabilities; so is ``reflection``, that
+    what comes in from outside the picture is the picture mirrored at its border and not black.
     """
 
     horizontal_flip: float = 0.0
@@ -46,12 +47,13 @@ class Augmentation:
     downscale: float = 0.0
     erasing: float = 0.0
     reflection: float = 0.0
+    blur: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "rotation"):
             if not is_number(getattr(self, name)):
                 raise ValueError(f"{name} is a number.")
-        for name in ("shift", "colour", "grey", "downscale", "erasing", "reflection"):
+        for name in ("shift", "colour", "grey", "downscale", "erasing", "reflection", "blur"):
             if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 value = reprlib.repr(getattr(self, name))
                 raise ValueError(f"{name} is a number from 0 to 1, not {value}.")
@@ -77,6 +79,8 @@ class Augmentation:
         chance = dict(zip(_NAMES, chances.to(images.device).unbind(1), strict=True))
         if self.downscale:
             images = _downscale(images, chance, self.downscale)
+        if self.blur:
+            images = _blur(images, chance, self.blur)
         if self.rotation or self.shift or self.zoom != (1.0, 1.0):
             images = self._warp(images, chance)
         elif self.horizontal_flip:
@@ -119,7 +123,7 @@ class Augmentation:
 _NAMES = (
     "flip", "angle", "zoom", "right", "down", "brightness", "contrast", "saturation", "grey",
     "downscale", "size", "erasing", "area", "shape", "top", "left",
-    "border",
+    "border", "blur", "sigma",
 )  # fmt: skip
 CHANCES = len(_NAMES)
 
@@ -184,6 +188,27 @@ def _downscale(images: Tensor, chance: dict[str, Tensor], probability: float) ->
         share = int(sizes[i]) / shorter
         small = [max(1, round(height * share)), max(1, round(width * share))]
         images[i : i + 1] = resize(resize(images[i : i + 1], small), [height, width])
+    return images
+
+
+def _blur(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:
+    """Blur some pictures, each by a sigma of its own; a border is repeated beyond itself."""
+    chosen = torch.nonzero(chance["blur"] < probability).flatten()
+    if not len(chosen):
+        return images
+    largest = _LARGEST_SIGMA * min(images.shape[2:])
+    sigma = (largest * chance["sigma"][chosen]).clamp_min(1e-3)
+    reach = math.ceil(3 * largest)
+    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    kernels = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernels /= kernels.sum(1, keepdim=True)
+    images = images.to(torch.float32, copy=True)
+    # Pictures in place of channels: each has its own kernel, the same for red, green and blue.
+    some = images[chosen].transpose(0, 1)
+    some = nn.functional.pad(some, (reach, reach, reach, reach), mode="replicate")
+    some = nn.functional.conv2d(some, kernels[:, None, None, :], groups=len(chosen))
+    some = nn.functional.conv2d(some, kernels[:, None, :, None], groups=len(chosen))
+    images[chosen] = some.transpose(0, 1)
     return images
 
 

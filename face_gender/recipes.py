@@ -214,6 +214,7 @@ _OWN = (
                 downscale=0.25,
                 erasing=0.2,
                 reflection=0.4,
+                blur=0.15,
             ),
         ),
         optimizer="adamw",

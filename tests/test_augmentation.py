@@ -14,12 +14,13 @@ from PIL import Image, ImageDraw
 from sentences import sentence
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.functional import gaussian_blur
 
 from face_gender.augmentation import _NAMES, CHANCES, Augmentation, draw
 from face_gender.preprocessing import Preprocessing
 
 NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves values in 0..1
-EVERYTHING = Augmentation(0.5, 30, (0.6, 1.5), 0.2, 0.5, 0.4, 0.6, 0.6)
+EVERYTHING = Augmentation(0.5, 30, (0.6, 1.5), 0.2, 0.5, 0.4, 0.6, 0.6, 0.5, 0.5)
 BILINEAR = v2.InterpolationMode.BILINEAR
 
 
@@ -188,12 +189,43 @@ def test_what_comes_in_from_outside_is_black_or_the_mirrored_picture() -> None:
     assert torch.equal(one, mixed[7:8])
 
 
+def test_a_blur_takes_detail_and_no_brightness_from_some_pictures() -> None:
+    images = torch.randint(0, 256, (60, 3, 40, 50), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    chances = draw(0, 0, torch.arange(60))
+    result = Augmentation(blur=0.5).apply(images, chances)
+    changed = (result != images).flatten(1).any(1)
+    assert 0.2 < float(changed.float().mean()) < 0.8
+    before, after = images[changed].float(), result[changed]
+    detail = [each.diff(dim=3).abs().mean() for each in (before, after)]
+    assert detail[1] < 0.8 * detail[0]
+    torch.testing.assert_close(after.mean(), before.mean(), rtol=0.01, atol=0)
+    assert torch.equal(result[~changed], images[~changed].float())
+    # Alone, each is as it is in the batch.
+    one = int(torch.nonzero(changed)[0])
+    alone = Augmentation(blur=0.5).apply(images[one : one + 1], chances[one : one + 1])
+    torch.testing.assert_close(alone, result[one : one + 1])
+
+
+def test_a_blur_is_that_of_torchvision() -> None:
+    images = torch.randint(0, 256, (1, 3, 48, 48), generator=torch.Generator().manual_seed(1))
+    images = images.to(torch.uint8)
+    chances = draw(0, 0, torch.arange(1))
+    chances[0, _NAMES.index("sigma")] = 1.0
+    result = Augmentation(blur=1.0).apply(images, chances)
+    sigma = 0.03 * 48
+    reach = math.ceil(3 * sigma)
+    expected = gaussian_blur(images.float(), 2 * reach + 1, sigma)
+    inner = (..., slice(reach, -reach), slice(reach, -reach))  # they treat borders differently
+    torch.testing.assert_close(result[inner], expected[inner], rtol=1e-4, atol=1e-2)
+
+
 def test_every_change_is_off_unless_asked_for() -> None:
     images = smooth(3, 40, 30)
     assert torch.equal(Augmentation().apply(images, draw(0, 0, torch.arange(3))), images)
     assert asdict(Augmentation()) == {
         **dict.fromkeys(("horizontal_flip", "rotation", "shift", "colour", "grey"), 0.0),
-        **dict.fromkeys(("downscale", "erasing", "reflection"), 0.0),
+        **dict.fromkeys(("downscale", "erasing", "reflection", "blur"), 0.0),
         "zoom": (1.0, 1.0),
     }
 
