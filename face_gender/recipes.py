@@ -35,8 +35,9 @@ class Recipe:
     chosen by on the validation split. ``average``: decay of the exponential moving average of the
     weights, a step (Polyak and Juditsky, 1992), which is what is validated and saved; 0: none.
     ``start_size``: the share of the side of the first epoch's pictures, which grows to 1 over the
-    first two thirds of all epochs (progressive resizing, fast.ai). ``patience``: stop after so
-    many epochs without a better one; None: never.
+    first two thirds of all epochs (progressive resizing, fast.ai), where ``init`` is "none": a net
+    that has learnt already knows faces of one size, and would have to learn them anew.
+    ``patience``: stop after so many epochs without a better one; None: never.
     Raises ValueError for contradictions, InputError for a net that does not exist.
     """
 
@@ -128,6 +129,8 @@ class Recipe:
 
     def share_of_size(self, epoch: int) -> float:
         """Return the share of the side that the pictures of an epoch have."""
+        if self.init != "none":
+            return 1.0
         grown = min(1.0, epoch / (self.epochs * 2 / 3))
         return self.start_size + (1 - self.start_size) * grown
 

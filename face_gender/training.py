@@ -582,7 +582,7 @@ def _start(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module, T
 def _try_size(model: nn.Module, recipe: Recipe) -> None:
     """Raise InputError where the net cannot take pictures of the recipe's size."""
     whole = recipe.preprocessing.height, recipe.preprocessing.width
-    for share in (1.0, recipe.start_size):
+    for share in (1.0, recipe.share_of_size(0)):
         height, width = scaled(whole, share)
         try:
             with torch.inference_mode():

@@ -137,6 +137,8 @@ def test_pictures_grow_to_their_size_over_two_thirds_of_the_epochs() -> None:
     assert shares[5] < 1
     assert shares[6:] == [1, 1, 1]
     assert get_recipe("resnet18").share_of_size(0) == 1
+    # Weights that are there already know one size.
+    assert get_recipe("resnet18_tuned", init="a.pth").share_of_size(0) == 1
 
 
 def test_classes_are_in_the_order_of_the_labels() -> None:
