@@ -44,7 +44,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     changes: dict[str, Any] = {"init": options.init or "none"}
     if options.batch_size:
         changes["batch_size"] = options.batch_size
-    return get_recipe(options.recipe, options.size, **changes)
+    # Pictures in memory have one size.
+    return get_recipe(options.recipe, options.size, start_size=1.0, **changes)
 
 
 def index_of(paths: list[Path], folder: Path) -> pd.DataFrame:
@@ -68,6 +69,10 @@ class InMemory:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def leave_out(self, failures: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Return the files left out: none."""
+        return failures
 
     def __iter__(self) -> Any:
         left = self.sampler.pictures

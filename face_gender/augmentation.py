@@ -29,7 +29,8 @@ class Augmentation:
     """Random changes made to training pictures alone.
 
     ``horizontal_flip`` is the probability of a mirrored picture (0 to 1), ``rotation`` the
-    largest turn to either side in degrees (0 to 180); what turns in from outside is black.
+    largest turn to either side in degrees (0 to 180); what turns in from outside is black, or
+    else see ``reflection``.
     ``zoom``: smallest and largest scale; below 1 the picture shrinks within its frame.
     ``shift``: the largest move along each axis, as a share of the side. ``colour``: the largest
     change of brightness, contrast and saturation, as a share. ``grey``, ``downscale`` (to 24
@@ -89,13 +90,13 @@ class Augmentation:
         if self.colour:
             images = _jitter(images.float(), chance, self.colour)
         if self.grey:
-            images = torch.where(_column(chance["grey"] < self.grey), _to_grey(images), images)
+            images = torch.where(_column(chance["grey"] < self.grey), to_grey(images), images)
         if self.erasing:
             images = images.masked_fill(_rectangles(images, chance, self.erasing), 0)
         return images
 
     def _warp(self, images: Tensor, chance: dict[str, Tensor]) -> Tensor:
-        """Flip, turn, scale and move by one resampling (bilinear, black outside)."""
+        """Flip, turn, scale and move by one resampling (bilinear)."""
         height, width = images.shape[2:]
         angle = _spread(chance["angle"], math.radians(self.rotation))
         smallest, largest = self.zoom
@@ -111,13 +112,13 @@ class Augmentation:
         theta = torch.cat([turn, -(turn @ move[:, :, None])], 2)
         grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
         images = images.float()
-        black = nn.functional.grid_sample(images, grid, align_corners=False)
+        framed = nn.functional.grid_sample(images, grid, align_corners=False)
         mirrored = torch.nonzero(chance["border"] < self.reflection).flatten()
         if len(mirrored):
-            black[mirrored] = nn.functional.grid_sample(
+            framed[mirrored] = nn.functional.grid_sample(
                 images[mirrored], grid[mirrored], padding_mode="reflection", align_corners=False
             )
-        return black
+        return framed
 
 
 _NAMES = (
@@ -157,8 +158,8 @@ def _column(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _to_grey(images: Tensor) -> Tensor:
-    """Return the grey values (n, 1, H, W)."""
+def to_grey(images: Tensor) -> Tensor:
+    """Return the grey values (n, 1, H, W) of pictures (n, 3, H, W), in their dtype."""
     red, green, blue = images.unbind(1)
     grey = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
     return grey[:, None].to(images.dtype)
@@ -170,9 +171,9 @@ def _jitter(images: Tensor, chance: dict[str, Tensor], most: float) -> Tensor:
         1 + _column(_spread(chance[n], most)) for n in ("brightness", "contrast", "saturation")
     ]
     images = (images * factors[0]).clamp_(0, 255)
-    mean = _to_grey(images).mean((1, 2, 3), keepdim=True)
+    mean = to_grey(images).mean((1, 2, 3), keepdim=True)
     images = torch.lerp(mean, images, factors[1]).clamp_(0, 255)
-    return torch.lerp(_to_grey(images).expand_as(images), images, factors[2]).clamp_(0, 255)
+    return torch.lerp(to_grey(images).expand_as(images), images, factors[2]).clamp_(0, 255)
 
 
 def _downscale(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:

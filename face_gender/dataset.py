@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from face_gender.augmentation import draw
 from face_gender.distributed import World
-from face_gender.files import InputError, Source, open_source, shown
+from face_gender.files import InputError, Source, excerpt, open_source, shown
 from face_gender.images import UnreadableImage, decode_pixels, load_image, read_bytes
 from face_gender.index import SPLITS, read_index
 from face_gender.preprocessing import FaceTransform
@@ -77,6 +77,8 @@ def select_split(index: str | os.PathLike[str] | pd.DataFrame, split: str | None
     """Return the rows of one split, of all splits for None. Raises InputError for none."""
     table = index if isinstance(index, pd.DataFrame) else read_index(index)
     name = "the index" if isinstance(index, pd.DataFrame) else os.fspath(index)
+    if table.empty:
+        raise InputError(f"{name} has no rows: make it with data_split.py.")
     if split is None:
         return table
     if split not in SPLITS:
@@ -87,6 +89,27 @@ def select_split(index: str | os.PathLike[str] | pd.DataFrame, split: str | None
     if rows.empty:
         raise InputError(f"{name} has no pictures in split {split!r}: make it with other ratios.")
     return rows
+
+
+def soft_labels(rows: pd.DataFrame, share: float) -> Tensor | None:
+    """Return what a net is to answer, (n, 2) float32, where a teacher has a ``share`` in it.
+
+    None where it has none, or the rows no column ``teacher``: the probability of female, empty for
+    a picture that the label alone is known of. Raises InputError for anything else in it.
+    """
+    if not share or "teacher" not in rows:
+        return None
+    cells = rows["teacher"].astype(object).fillna("")
+    teacher = pd.to_numeric(cells, errors="coerce").to_numpy(np.float32)
+    wrong = cells[(cells != "") & ~((teacher >= 0) & (teacher <= 1))]
+    if len(wrong):
+        raise InputError(
+            f"the index, row {wrong.index[0] + 1}: teacher {excerpt(str(wrong.iloc[0]))!r} is no "
+            "probability of female from 0 to 1: correct it, or leave it empty."
+        )
+    label = rows["label"].to_numpy(np.float32)
+    female = np.where(np.isnan(teacher), label, share * teacher + (1 - share) * label)
+    return torch.from_numpy(np.stack([1 - female, female], 1).astype(np.float32))
 
 
 class Batch(NamedTuple):

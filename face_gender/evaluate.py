@@ -114,16 +114,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the figures and write them. Raises InputError for all that is wrong."""
     # Imported late: --help and mistakes answer without torch.
-    from face_gender.checkpoint import load_checkpoint
+    from face_gender.checkpoint import Checkpoint, read_weights
     from face_gender.dataset import UnreadablePictureWarning
     from face_gender.index import find_data, read_index
 
-    checkpoint = load_checkpoint(options.weights)
+    checkpoint = read_weights(options.weights)
+    if not isinstance(checkpoint, Checkpoint):
+        raise InputError(
+            f"{options.weights} is a plain state_dict, which does not say what it has seen: name a "
+            "checkpoint of this kit."
+        )
     table = read_index(options.index)
     rows = _rows(options, table)
     columns = _columns(options, rows)
     source = open_source(options.data) if options.data else find_data(options.index, rows)
-    _check_folder(options, source, rows)
+    _check_folder(options, source, table)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreadablePictureWarning)  # they are told below
         report = _evaluate(options, checkpoint, rows, source, columns)
@@ -223,14 +228,12 @@ def _tried(
     result: Evaluation,
     how: Mapping[str, Any],
 ) -> list[Any]:
-    from face_gender.report import EVERY, Tried, by_value
+    from face_gender.report import EVERY, Tried, by_value, columns_to_slice
     from face_gender.robustness import try_conditions
 
+    split = "source" in columns_to_slice(rows)
     return [
-        Tried(
-            condition,
-            {EVERY: answers, **(by_value(answers, rows, "source") if "source" in rows else {})},
-        )
+        Tried(condition, {EVERY: answers, **(by_value(answers, rows, "source") if split else {})})
         for condition, answers in try_conditions(checkpoint, rows, source.path, result, **how)
     ]
 

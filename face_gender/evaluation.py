@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,7 +67,10 @@ def evaluate(
     chosen = pick_device(device)
     loader = FaceLoader(dataset, batch_size, workers=workers, device=chosen)
     model, temperature = to_device(model, chosen), checkpoint.temperature
-    return predict(model, loader, checkpoint.classes, temperature, None, progress, flip=flip)
+    result = predict(model, loader, checkpoint.classes, temperature, None, progress, flip=flip)
+    if not math.isfinite(result.loss):
+        raise InputError(f"{name} answers with what is not a number: its weights are damaged.")
+    return result
 
 
 def count_seen(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source) -> int:

@@ -34,8 +34,11 @@ def end_at_once(sentence: str) -> None:
     For a program, not for a function that others call; a job in the background that ignores a
     Ctrl-C goes on doing so.
     """
+    owner = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker has nothing to say
+            os._exit(128 + number)
         with suppress(OSError):  # not by sys.stderr, which may be in the middle of a line
             os.write(2, f"{sentence}\n".encode())
         os._exit(128 + number)

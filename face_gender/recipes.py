@@ -129,7 +129,7 @@ class Recipe:
 
     def share_of_size(self, epoch: int) -> float:
         """Return the share of the side that the pictures of an epoch have."""
-        if self.init != "none":
+        if self.init != "none" or epoch == self.epochs - 1:
             return 1.0
         grown = min(1.0, epoch / (self.epochs * 2 / 3))
         return self.start_size + (1 - self.start_size) * grown

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 
 from face_gender import CLASSES
-from face_gender.files import excerpt, shown
+from face_gender.files import InputError, excerpt, shown
 from face_gender.metrics import Evaluation, wilson_interval
 from face_gender.robustness import Condition
 
 THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 EVERY = "all pictures"
-_OWN_COLUMNS = ("path", "label", "split", "sha256", "group")
+_OWN_COLUMNS = ("path", "label", "split", "sha256", "group", "teacher")
 MOST_VALUES = 20  # of a column that is sliced unasked
+_MOST_SLICES = 1_000  # of one that is asked for
 
 
 class Tried(NamedTuple):
@@ -90,8 +91,7 @@ class Report:
             f"{', each picture with its mirror image' if self.facts['flip'] else ''}",
             self.result.summary(),
             f"expected calibration error {self.result.calibration_error:.4f}: by so much a "
-            "confidence misses the share of right answers; at temperature 1, and not "
-            f"{self.facts['temperature']:.3f}, it would be {self._untempered_error():.4f}",
+            f"confidence misses the share of right answers{self._at_temperature_1()}",
         ]
         if self.seen:
             total = len(self.result.labels) + len(self.result.skipped)
@@ -104,8 +104,17 @@ class Report:
         lines += ["", *self._covered()]
         return lines + (["", *self._tried()] if self.robustness else [])
 
-    def _untempered_error(self) -> float:
+    def _untempered_error(self) -> float | None:
+        """Return the calibration error without the temperature, None for a mean of two answers."""
+        if self.facts["flip"]:
+            return None
         return self.result.untempered(self.facts["temperature"]).calibration_error
+
+    def _at_temperature_1(self) -> str:
+        error, temperature = self._untempered_error(), self.facts["temperature"]
+        if error is None or temperature == 1:
+            return ""
+        return f"; at temperature 1, and not {temperature:.3f}, it would be {error:.4f}"
 
     def _sliced(self, column: str, parts: Mapping[str, Evaluation]) -> list[str]:
         recalls = [f"recall {name}" for name in self.result.classes]
@@ -160,17 +169,25 @@ def predictions(result: Evaluation) -> pd.DataFrame:
 
 
 def columns_to_slice(rows: pd.DataFrame) -> list[str]:
-    """Return the further columns of an index, those of at most 20 different values."""
+    """Return the further columns of an index, those of 2 to 20 different values."""
     return [
-        name for name in rows if name not in _OWN_COLUMNS and rows[name].nunique() <= MOST_VALUES
+        name
+        for name in rows
+        if name not in _OWN_COLUMNS and 2 <= rows[name].nunique() <= MOST_VALUES
     ]
 
 
 def by_value(result: Evaluation, rows: pd.DataFrame, column: str) -> dict[str, Evaluation]:
     """Return the answers by the value of a column of the index, "(none)" for an empty one.
 
-    Values are in the order of the numbers in them, if any.
+    Values are in the order of the numbers in them, if any. Raises InputError for a column of more
+    than 1,000 values.
     """
+    if (count := rows[column].nunique()) > _MOST_SLICES:
+        raise InputError(
+            f"column {column!r} has {count:,} different values: name one of at most "
+            f"{_MOST_SLICES:,} with --by."
+        )
     value_of = dict(zip(rows["path"], rows[column], strict=True))
     if column == "label":
         value_of = {path: CLASSES[label] for path, label in value_of.items()}

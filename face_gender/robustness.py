@@ -44,7 +44,7 @@ class Condition:
 
     @property
     def change(self) -> Callable[[Tensor], Tensor]:
-        """What does it to a batch (n, 3, H, W) with values 0..255."""
+        """What does it to a batch (n, 3, H, W) with values 0..255; "none" has no need of it."""
         if self.kind == "zoom":
             return partial(reframed, scale=self.value)
         if self.kind == "margin":

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
-from face_gender.checkpoint import Checkpoint, hash64, load_weights, read_weights
-from face_gender.dataset import Batch, FaceDataset, FaceLoader, scaled, select_split
+from face_gender.checkpoint import Checkpoint, as_int64, hash64, load_weights, read_weights
+from face_gender.dataset import Batch, FaceDataset, FaceLoader, scaled, select_split, soft_labels
 from face_gender.devices import (
     forward,
     in_bits,
@@ -33,10 +32,11 @@ from face_gender.devices import (
 )
 from face_gender.distributed import Share, World, as_one_batch, in_one_sentence, join, wrapped
 from face_gender.evaluation import predict
-from face_gender.files import InputError, Source, excerpt, open_source
+from face_gender.files import InputError, Source, open_source
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation, fit_temperature
 from face_gender.models import (
+    average_into,
     build_model,
     freeze,
     freeze_all_but_head,
@@ -139,8 +139,8 @@ class _Run:
         source = open_source(data)
         table = index if isinstance(index, pd.DataFrame) else read_index(index)
         check_matches(table, source)
-        self.index = _hash_of_rows(table)
         wanted = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.index = _hash_of_rows(table, wanted)
         self.folder = RunFolder(out, wanted.name)
         self.world, self.device = join(device)
         self.progress = progress and self.world.first
@@ -151,9 +151,11 @@ class _Run:
         preprocessing = self.recipe.preprocessing
         self.train_set = FaceDataset(table, "train", source, preprocessing.train_transform())
         self.val_set = FaceDataset(table, "val", source, preprocessing.eval_transform())
-        self.targets = _targets(select_split(table, "train"), self.recipe)
+        self.targets = soft_labels(select_split(table, "train"), self.recipe.distillation)
         torch.manual_seed(seed)
         model, seen = _start(self.recipe, found[0] if found else None)
+        if not found:
+            self._warn_of_seen(seen, table, source)
         self.seen = torch.unique(torch.cat([seen, _seen(table, source)]))
         # BatchNorm has no variance to learn from in a last batch of one.
         self.skips_single = self.recipe.batch_size > 1 and has_batchnorm(model)
@@ -273,6 +275,21 @@ class _Run:
         if self.world.first and self.epochs:
             self.folder.go_on(self.best_epoch)
         self._say(f"{self.folder.last}: {self.epochs} of {self.recipe.epochs} epochs are complete")
+
+    def _warn_of_seen(self, seen: Tensor, table: pd.DataFrame, source: Source) -> None:
+        """Say before hours of work that the weights to start from know what is to judge them."""
+        for split, then in (
+            ("test", "evaluate() will refuse them"),
+            ("val", "figures on them are too good"),
+        ):
+            known = set(seen.tolist())
+            rows = table[table["split"] == split] if known and "split" in table else table[:0]
+            found = sum(1 for each in row_hashes(rows, source) if as_int64(each or "0") in known)
+            if found:
+                self._say(
+                    f"{self.recipe.init} was trained or chosen on {found} of the {len(rows)} "
+                    f"{split} pictures of this index: {then}"
+                )
 
     def _say(self, line: str) -> None:
         if self.progress:
@@ -400,19 +417,9 @@ class _Run:
         if self.schedule:
             self.schedule.step()
         if self.recipe.average:
-            self._average()
+            self.averaged += 1
+            average_into(self.result, self.model, self.recipe.average, self.averaged)
         return loss
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Let the average follow the weights, the faster the fewer steps are in it."""
-        self.averaged += 1
-        decay = min(self.recipe.average, self.averaged / (9 + self.averaged))
-        mine, theirs = self.result.state_dict(), self.model.state_dict()
-        names = [name for name, tensor in mine.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([mine[n] for n in names], [theirs[n] for n in names], 1 - decay)
-        for name in mine.keys() - set(names):  # counters
-            mine[name].copy_(theirs[name])
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Set the gradients of the whole batch's mean loss, a part of the batch at a time.
@@ -537,7 +544,8 @@ def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
     """Raise InputError where a run would go on by another recipe than it began with."""
     then, new = earlier.to_dict(), now.to_dict()
     differing = [name for name in then if then[name] != new[name]]
-    if differing == ["epochs"] and earlier.schedule == "constant":
+    steady = earlier.schedule == "constant" and earlier.share_of_size(0) == 1
+    if differing == ["epochs"] and steady:
         return
     if differing:
         name = differing[0]
@@ -547,11 +555,14 @@ def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
         )
 
 
-def _hash_of_rows(table: pd.DataFrame) -> str:
-    """Return a hash of the pictures and labels to train and to choose on, in their order."""
+def _hash_of_rows(table: pd.DataFrame, recipe: Recipe) -> str:
+    """Return a hash of the pictures and labels to train and to choose on, in their order.
+
+    With a teacher's answers, if the recipe asks for them.
+    """
     used = table[table["split"].isin(["train", "val"])] if "split" in table else table
     digest = hashlib.sha256()
-    for column in ("path", "label", "split", "teacher"):
+    for column in ("path", "label", "split", *(["teacher"] if recipe.distillation else [])):
         if column in used:
             text = "\n".join(map(str, used[column]))
             digest.update(text.encode("utf-8", "surrogateescape"))
@@ -582,7 +593,7 @@ def _start(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module, T
 def _try_size(model: nn.Module, recipe: Recipe) -> None:
     """Raise InputError where the net cannot take pictures of the recipe's size."""
     whole = recipe.preprocessing.height, recipe.preprocessing.width
-    for share in (1.0, recipe.share_of_size(0)):
+    for share in dict.fromkeys((1.0, recipe.share_of_size(0))):
         height, width = scaled(whole, share)
         try:
             with torch.inference_mode():
@@ -614,27 +625,6 @@ def _load_init(model: nn.Module, recipe: Recipe) -> Tensor:
             weights[key] = weights[key][[known.classes.index(name) for name in CLASSES]]
     load_weights(model, weights, f"{recipe.arch}, which {recipe.init} is to start")
     return known.seen if known else torch.empty(0, dtype=torch.int64)
-
-
-def _targets(rows: pd.DataFrame, recipe: Recipe) -> Tensor | None:
-    """Return what the net is to answer, (n, classes) float32, where a teacher has a say in it.
-
-    Raises InputError for a column ``teacher`` that holds anything but probabilities of female.
-    """
-    if not recipe.distillation or "teacher" not in rows:
-        return None
-    cells = rows["teacher"].astype(str)
-    teacher = pd.to_numeric(cells, errors="coerce").to_numpy(np.float32)
-    wrong = cells[(cells != "") & ~((teacher >= 0) & (teacher <= 1))]
-    if len(wrong):
-        raise InputError(
-            f"the index, row {wrong.index[0] + 1}: teacher {excerpt(wrong.iloc[0])!r} is no "
-            "probability of female from 0 to 1: correct it, or leave it empty."
-        )
-    label = rows["label"].to_numpy(np.float32)
-    share = recipe.distillation
-    female = np.where(np.isnan(teacher), label, share * teacher + (1 - share) * label)
-    return torch.from_numpy(np.stack([1 - female, female], 1).astype(np.float32))
 
 
 def _seen(table: pd.DataFrame, source: Source) -> Tensor:

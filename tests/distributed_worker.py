@@ -29,6 +29,8 @@ RANK = int(os.environ.get("RANK", "0"))
 RECIPES = [
     get_recipe("compact_cnn", epochs=2, batch_size=5, learning_rate=1e-3),
     get_recipe("dropout_cnn", epochs=2, batch_size=7),
+    # With averaged weights and a teacher.
+    get_recipe("compact_cnn", name="taught", epochs=2, batch_size=5, average=0.9, distillation=0.5),
 ]
 
 

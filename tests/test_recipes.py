@@ -137,6 +137,9 @@ def test_pictures_grow_to_their_size_over_two_thirds_of_the_epochs() -> None:
     assert shares[5] < 1
     assert shares[6:] == [1, 1, 1]
     assert get_recipe("resnet18").share_of_size(0) == 1
+    # The last epoch, if it is the only one too, has the size of all answers to come.
+    assert get_recipe("resnet18_tuned", epochs=1).share_of_size(0) == 1
+    assert get_recipe("resnet18_tuned", epochs=2).share_of_size(1) == 1
     # Weights that are there already know one size.
     assert get_recipe("resnet18_tuned", init="a.pth").share_of_size(0) == 1
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from face_gender import CLASSES, devices, evaluation, training
 from face_gender.checkpoint import Checkpoint, hash64, load_checkpoint
-from face_gender.dataset import UnreadablePictureWarning
+from face_gender.dataset import UnreadablePictureWarning, soft_labels
 from face_gender.evaluation import LeakError, evaluate
 from face_gender.files import InputError
 from face_gender.index import IndexReport, create_csv, read_index
@@ -406,7 +406,7 @@ def test_label_smoothing_changes_the_loss_and_nothing_else_of_it() -> None:
 def test_a_teachers_answers_are_learnt_where_the_index_has_them(index: IndexReport) -> None:
     rows = index.table.iloc[:4].assign(label=[0, 1, 1, 0], teacher=["0.5", "1", "", "0.25"])
     recipe = replace(QUICK, distillation=0.8)
-    targets = training._targets(rows, recipe)
+    targets = soft_labels(rows, 0.8)
     assert targets is not None
     expected = torch.tensor([[0.6, 0.4], [0.0, 1.0], [0.0, 1.0], [0.8, 0.2]])
     torch.testing.assert_close(targets, expected)
@@ -416,8 +416,11 @@ def test_a_teachers_answers_are_learnt_where_the_index_has_them(index: IndexRepo
     torch.testing.assert_close(
         training._loss(outputs, sure, recipe), training._loss(outputs, labels, recipe)
     )
-    assert training._targets(rows, QUICK) is None
-    assert training._targets(rows.drop(columns="teacher"), recipe) is None
+    assert soft_labels(rows, 0.0) is None
+    assert soft_labels(rows.drop(columns="teacher"), 0.8) is None
+    # As pandas itself reads an empty cell.
+    missing = rows.assign(teacher=[0.5, 1.0, float("nan"), 0.25])
+    torch.testing.assert_close(soft_labels(missing, 0.8), expected)
 
 
 @pytest.mark.parametrize("cell", ["1.5", "-0.1", "nan", "female"])
@@ -470,6 +473,25 @@ def test_the_average_of_the_weights_is_what_is_saved(
     for name, tensor in saved.items():
         expected = 0.1 * first[name] + 0.9 * trained[name]
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_that_know_the_test_are_told_of_before_training(
+    data: Path, index: IndexReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(replace(QUICK, epochs=1), index, data, tmp_path / "w")
+    capsys.readouterr()
+    other = index.table.assign(split=index.table["split"].map(
+        {"train": "test", "val": "val", "test": "train"}
+    ))  # fmt: skip
+    recipe = replace(QUICK, epochs=1, init=str(tmp_path / "w" / "best.pth"))
+    next(train(recipe, other, data, tmp_path / "other"))
+    said = capsys.readouterr().err
+    tests = int((other["split"] == "test").sum())
+    assert f"chosen on {tests} of the {tests} test pictures of this index" in said
+    assert "val pictures of this index: figures on them are too good" in said
+    # Of its own pictures, a run that goes on has nothing to tell.
+    list(train(replace(QUICK, epochs=1), index.path, data, tmp_path / "w", resume=True))
+    assert "was trained or chosen" not in capsys.readouterr().err
 
 
 def test_without_an_average_the_weights_themselves_are_saved(

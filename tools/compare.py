@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from face_gender import CLASSES
-from face_gender.augmentation import Augmentation
+from face_gender.augmentation import Augmentation, to_grey
 from face_gender.evaluation import evaluate
 from face_gender.index import find_data, read_index
 from face_gender.metrics import Evaluation, wilson_interval
@@ -74,7 +73,10 @@ def recipes(shipped: str) -> dict[str, tuple[str, Recipe]]:
             f"batch_{size}_64": (f"the same with batch {size}", replace(plain, batch_size=size))
             for size in (32, 16, 8)
         },
-        "grey_64": ("the same, trained and tested on grey", replace(plain, preprocessing=grey)),
+        "grey_64": (
+            "the same, trained and tested on grey, chosen on colour",
+            replace(plain, preprocessing=grey),
+        ),
         "resnet50": (
             "`resnet50` from nothing at 96 x 96",
             get_recipe("resnet50", size=SMALL, **nothing),
@@ -93,8 +95,7 @@ def rows_to_compare(table: pd.DataFrame) -> pd.DataFrame:
 
 def in_grey(images: Tensor) -> Tensor:
     """Return the pictures with their grey value in each channel."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]
-    return (images * weights).sum(1, keepdim=True).expand_as(images)
+    return to_grey(images).expand_as(images)
 
 
 def run(name: str, recipe: Recipe, seed: int, index: Path, out: Path) -> None:
@@ -172,15 +173,7 @@ def row(words: str, found: list[Evaluation], minutes: str) -> str:
     for source in SOURCES:
         part = []
         for each in found:
-            mask = np.char.startswith(each.paths, f"{source}/")
-            part.append(
-                replace(
-                    each,
-                    paths=each.paths[mask],
-                    labels=each.labels[mask],
-                    probabilities=each.probabilities[mask],
-                )
-            )
+            part.append(each.subset(np.char.startswith(each.paths, f"{source}/")))
         line += cells(part)
     return f"| {' | '.join([*line, minutes])} |"
 
@@ -191,7 +184,7 @@ def print_table(out: Path) -> None:
     for source in SOURCES:
         columns += [f"{source} test (95 %)", "lowest to highest seed", "recall male / female"]
     print(f"| {' | '.join([*columns, 'minutes'])} |\n|{'---|' * (len(columns) + 1)}")
-    for name, (words, _) in recipes("none").items():
+    for name, (words, _) in recipes("shipped.pth").items():
         for kind, more in (("plain", ""), ("flip", ", test-time flip")):
             found = [each for s in range(9) if (each := answers(out, name, s, kind)) is not None]
             if found and (kind == "plain" or name in ("resnet18", "resnet18_tuned")):

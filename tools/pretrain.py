@@ -27,27 +27,26 @@ from torch import Tensor, nn
 
 from face_gender import CLASSES
 from face_gender.checkpoint import Checkpoint, hash64
-from face_gender.dataset import FaceDataset, FaceLoader, select_split
-from face_gender.devices import keep_freed_memory, mixed_precision
+from face_gender.dataset import FaceDataset, FaceLoader, select_split, soft_labels
+from face_gender.devices import forward, keep_freed_memory, mixed_precision
+from face_gender.files import InputError
 from face_gender.index import find_data, read_index
-from face_gender.models import build_model, to_device
-from face_gender.recipes import get_recipe
+from face_gender.models import average_into, build_model, to_device
+from face_gender.recipes import Recipe, get_recipe
+from tools.sources import RACES
 
-RACES = ("White", "Black", "Asian", "Indian", "other")
 DESCRIPTORS = 128
-DISTILLED = 0.7  # the teacher's share of the label to learn
-BATCH_SIZE, RATE, DECAY, AVERAGE = 64, 2e-3, 0.05, 0.998
 WEIGHTS = {"label": 1.0, "descriptor": 1.0, "age": 0.3, "race": 0.3}
 
 
 class Targets:
     """What the net is to answer to the picture at each position; NaN or -1 where not known."""
 
-    def __init__(self, rows: pd.DataFrame, descriptors: Path) -> None:
+    def __init__(self, rows: pd.DataFrame, descriptors: Path, recipe: Recipe) -> None:
         found = np.load(descriptors)
         row_of = {str(name): i for i, name in enumerate(found["names"])}
-        values = found["descriptors"]
-        scaled = (values - values.mean(0)) / values.std(0)
+        values = found["descriptors"][[row_of[p] for p in rows["path"] if p in row_of]]
+        scaled = (found["descriptors"] - values.mean(0)) / values.std(0)
         unknown = np.full(DESCRIPTORS, np.nan)
         self.descriptor = torch.tensor(
             np.array([scaled[row_of[p]] if p in row_of else unknown for p in rows["path"]]),
@@ -60,10 +59,10 @@ class Targets:
         age = torch.tensor(ages, dtype=torch.float32)
         self.age = (age - age.nanmean()) / age[~age.isnan()].std()
         self.race = torch.tensor([RACES.index(r) if r in RACES else -1 for r in rows["race"]])
-        label = torch.tensor(rows["label"].to_numpy(), dtype=torch.float32)
-        teacher = torch.tensor(pd.to_numeric(rows["teacher"]).to_numpy(), dtype=torch.float32)
-        female = torch.where(teacher.isnan(), label, DISTILLED * teacher + (1 - DISTILLED) * label)
-        self.label = torch.stack([1 - female, female], 1)
+        label = soft_labels(rows, recipe.distillation)
+        if label is None:
+            raise InputError("the index has no column teacher: make it with tools.teacher.")
+        self.label, self.smoothing = label, recipe.label_smoothing
 
     def losses(self, outputs: Tensor, positions: Tensor) -> dict[str, Tensor]:
         """Return the mean loss of each question over those pictures whose answer is known."""
@@ -74,7 +73,7 @@ class Targets:
         functional = nn.functional
         return {
             "label": functional.cross_entropy(
-                label, self.label[positions], label_smoothing=0.05
+                label, self.label[positions], label_smoothing=self.smoothing
             ),
             "descriptor": functional.mse_loss(
                 descriptor[described], self.descriptor[positions_described], reduction="sum"
@@ -93,20 +92,23 @@ class Pretraining:
 
     def __init__(self, options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
-        self.recipe = get_recipe("resnet18_tuned", size=options.size, epochs=options.epochs)
+        self.recipe = get_recipe(
+            "resnet18_tuned", size=options.size, epochs=options.epochs, start_size=1.0
+        )
         preprocessing = self.recipe.preprocessing
         table = read_index(options.index)
         source = find_data(options.index, table)
         rows = select_split(table, "train")
-        self.targets = Targets(rows, options.descriptors)
+        self.targets = Targets(rows, options.descriptors, self.recipe)
         self.seen = hash64(table[table["split"].isin(["train", "val"])]["sha256"])
         device = torch.device("cpu")
         train = FaceDataset(rows, None, source, preprocessing.train_transform())
-        self.train_loader = FaceLoader(train, BATCH_SIZE, True, options.seed, None, device)
+        size = self.recipe.batch_size
+        self.train_loader = FaceLoader(train, size, True, options.seed, None, device)
         self.val_loaders = {
             name: FaceLoader(
                 FaceDataset(group, None, source, preprocessing.eval_transform()),
-                BATCH_SIZE, False, 0, None, device,
+                size, False, 0, None, device,
             )
             for name, group in select_split(table, "val").groupby("source")
         }  # fmt: skip
@@ -118,18 +120,15 @@ class Pretraining:
         self.epoch = 0
         self.precision = mixed_precision(device)
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), RATE, weight_decay=DECAY, fused=True
+            self.net.parameters(),
+            self.recipe.learning_rate,
+            weight_decay=self.recipe.weight_decay,
+            fused=True,
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, RATE, options.epochs * len(self.train_loader) + 1,
+            self.optimizer, self.recipe.learning_rate, options.epochs * len(self.train_loader) + 1,
             pct_start=0.25, cycle_momentum=False,
         )  # fmt: skip
-
-    def forward(self, net: nn.Module, images: Tensor) -> Tensor:
-        """Return the outputs (n, 136), float32."""
-        with torch.autocast("cpu", dtype=self.precision, enabled=self.precision is not None):
-            outputs: Tensor = net(images)
-        return outputs.float()
 
     def train_epoch(self) -> dict[str, float]:
         """Train once through the split; return the mean of each loss."""
@@ -139,30 +138,18 @@ class Pretraining:
         for batch in self.train_loader:
             if batch.images is None or len(batch.labels) < 2:
                 continue
-            outputs = self.forward(self.net, batch.images)
+            outputs = forward(self.net, batch.images, self.precision)
             losses = self.targets.losses(outputs, batch.positions)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
             self.optimizer.step()
             self.schedule.step()
-            self.follow()
+            self.steps += 1
+            average_into(self.average, self.net, self.recipe.average, self.steps)
             batches += 1
             for name, loss in losses.items():
                 sums[name] += float(loss.detach())
         return {name: round(total / batches, 4) for name, total in sums.items()}
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Let the average follow the weights."""
-        self.steps += 1
-        decay = min(AVERAGE, self.steps / (9 + self.steps))
-        for mine, theirs in zip(
-            self.average.state_dict().values(), self.net.state_dict().values(), strict=True
-        ):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
-            else:
-                mine.copy_(theirs)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -173,7 +160,7 @@ class Pretraining:
             right = count = 0
             for batch in loader:
                 if batch.images is not None:
-                    answers = self.forward(self.average, batch.images)[:, :2].argmax(1)
+                    answers = forward(self.average, batch.images, self.precision)[:, :2].argmax(1)
                     right += int((answers == batch.labels).sum())
                     count += len(batch.labels)
             found[str(name)] = round(right / count, 4)

@@ -27,8 +27,8 @@ def main() -> int:
     parser.add_argument("index", type=Path)
     options = parser.parse_args()
     try:
-        load_checkpoint(options.weights).save(SHIPPED, dtype=torch.float16)
         data = find_data(options.index, read_index(options.index)).path
+        load_checkpoint(options.weights).save(SHIPPED, dtype=torch.float16)
         before, after = (
             evaluate(path, options.index, data, "val", allow_seen=True).predictions
             for path in (options.weights, SHIPPED)

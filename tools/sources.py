@@ -3,7 +3,8 @@
 python -m tools.sources DATA --audit AUDIT
 
 DATA holds utkface/ and celeba64/, each with male/ and female/, and where they are at hand scut_dev/
-and officials/. AUDIT is what `python -m face_gender.audit DATA/utkface --output AUDIT` wrote.
+and officials/. AUDIT is what `python -m face_gender.audit DATA/utkface --output AUDIT` wrote, or
+the same of the archive utkface.zip.
 
 DATA/index.csv: UTKFace, each group of near-duplicates in one split, and CelebA-64, each person in
 one split (celeba64/labels.csv), both split 70/15/15 by seed 0. Photographs that lie under both
@@ -28,6 +29,7 @@ from face_gender.index import create_csv, write_index
 
 BANDS = {0: "0-3", 4: "4-12", 13: "13-19", 20: "20-29", 30: "30-44", 45: "45-59", 60: "60-116"}
 RACES = ("White", "Black", "Asian", "Indian", "other")
+UNSEEN = ("scut_dev", "officials")
 CONTRADICTIONS = ("duplicate_other_label", "near_duplicate_other_label")
 
 
@@ -62,7 +64,11 @@ def utkface(folder: Path, audit: Path) -> pd.DataFrame:
     rows = with_ages(indexed(folder, audit / "groups.csv"))
     findings = pd.read_csv(audit / "audit.csv", dtype=str)
     wrong = findings[findings["issue"].isin(CONTRADICTIONS)]
-    rows = rows[~rows["path"].isin([*wrong["path"], *wrong["related"].dropna()])]
+    related = [path for cell in wrong["related"].dropna() for path in cell.split("|")]
+    # An audit of the folder, and not of an archive of it, names no folder.
+    named = {f"{folder.name}/{path.removeprefix(f'{folder.name}/')}" for path in
+             (*wrong["path"], *related)}  # fmt: skip
+    rows = rows[~rows["path"].isin(named)]
     small = rows["age"] == "0-3"
     rows.loc[small, "source"] = f"{folder.name}_0_3"
     return rows[~small | (rows["split"] == "test")]
@@ -79,8 +85,10 @@ def main() -> int:
         celeba = indexed(data / "celeba64", data / "celeba64" / "labels.csv")
         rows = pd.concat([utkface(data / "utkface", options.audit), celeba], ignore_index=True)
         write_index(rows, data / "index.csv")
-        others = [indexed(data / name) for name in ("scut_dev", "officials")]
-        write_index(pd.concat(others, ignore_index=True).assign(split="test"), data / "unseen.csv")
+        folders = [data / name for name in UNSEEN if (data / name).is_dir()]
+        if folders:
+            unseen = pd.concat([indexed(each) for each in folders], ignore_index=True)
+            write_index(unseen.assign(split="test"), data / "unseen.csv")
     except (InputError, OSError) as error:
         print(f"sources.py: {error}", file=sys.stderr)
         return 1
