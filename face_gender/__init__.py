@@ -2,7 +2,8 @@
 
 Importing the package does no work and pulls in no library; import the module that you need:
 ``files``, ``images``, ``index``, ``preprocessing``, ``models``, ``recipes``, ``devices``,
-``dataset``, ``checkpoint``, ``metrics``, ``training``, ``inference``, ``plots``, ``audit``.
+``dataset``, ``checkpoint``, ``metrics``, ``training``, ``evaluation``, ``inference``, ``plots``,
+``audit``.
 """
 
 __version__ = "0.1.0"

@@ -146,6 +146,8 @@ def run(options: argparse.Namespace) -> None:
 def _rows(options: argparse.Namespace, table: pd.DataFrame) -> pd.DataFrame:
     from face_gender.dataset import select_split
 
+    if table.empty:
+        raise InputError(f"{options.index} has no rows: make it with data_split.py.")
     if options.split != "all" and "split" not in table:
         raise InputError(
             f"{options.index} has no column split: choose all its rows with --split all."

@@ -349,7 +349,7 @@ def no_index(place: Path) -> str:
 
 def empty_index(place: Path) -> str:
     (place / "data" / "index.csv").write_text("path,label,split\n")
-    return "test"
+    return "index.csv has no rows"
 
 
 def no_pictures(place: Path) -> str:
