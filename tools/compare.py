@@ -109,7 +109,7 @@ def run(name: str, recipe: Recipe, seed: int, index: Path, out: Path) -> None:
         )
         minutes = (time.perf_counter() - started) / 60
         best = max(report.epoch for report in reports if report.is_best)
-        test = table[(table["split"] == "test") & table["source"].isin(SOURCES)]
+        test = table[table["split"] == "test"]
         found = {
             flip: evaluate(
                 Path(scratch) / "best.pth", test, data, flip=flip, progress=False,

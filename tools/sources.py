@@ -8,9 +8,9 @@ the same of the archive utkface.zip.
 
 DATA/index.csv: UTKFace, each group of near-duplicates in one split, and CelebA-64, each person in
 one split (celeba64/labels.csv), both split 70/15/15 by seed 0. Photographs that lie under both
-labels are left out. Children of 0 to 3 years, whose sex few can tell, are in the test split alone,
-as a source of their own, utkface_0_3. Columns: source, age (a band, in years) and race, as
-UTKFace's names give them.
+labels are left out. Columns: source, age (a band, in years) and race, as UTKFace's names give them.
+DATA/children.csv: those of 0 to 3 years, whose sex few can tell, out of UTKFace's test split; those
+of the other splits are left out.
 DATA/unseen.csv: scut_dev and officials, all of it test: sources that nothing is trained or chosen
 on.
 """
@@ -59,8 +59,8 @@ def with_ages(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(age=bands, race=races)
 
 
-def utkface(folder: Path, audit: Path) -> pd.DataFrame:
-    """Return UTKFace without contradictory copies; children of 0 to 3 in the test split alone."""
+def utkface(folder: Path, audit: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return UTKFace without contradictory copies, and the test split's children of 0 to 3."""
     rows = with_ages(indexed(folder, audit / "groups.csv"))
     findings = pd.read_csv(audit / "audit.csv", dtype=str)
     wrong = findings[findings["issue"].isin(CONTRADICTIONS)]
@@ -70,8 +70,7 @@ def utkface(folder: Path, audit: Path) -> pd.DataFrame:
              (*wrong["path"], *related)}  # fmt: skip
     rows = rows[~rows["path"].isin(named)]
     small = rows["age"] == "0-3"
-    rows.loc[small, "source"] = f"{folder.name}_0_3"
-    return rows[~small | (rows["split"] == "test")]
+    return rows[~small], rows[small & (rows["split"] == "test")]
 
 
 def main() -> int:
@@ -83,8 +82,10 @@ def main() -> int:
     data = options.data
     try:
         celeba = indexed(data / "celeba64", data / "celeba64" / "labels.csv")
-        rows = pd.concat([utkface(data / "utkface", options.audit), celeba], ignore_index=True)
+        others, children = utkface(data / "utkface", options.audit)
+        rows = pd.concat([others, celeba], ignore_index=True)
         write_index(rows, data / "index.csv")
+        write_index(children, data / "children.csv")
         folders = [data / name for name in UNSEEN if (data / name).is_dir()]
         if folders:
             unseen = pd.concat([indexed(each) for each in folders], ignore_index=True)
