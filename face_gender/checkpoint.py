@@ -167,6 +167,17 @@ def load_checkpoint(
     return Checkpoint(known, tuple(classes), known.preprocessing, weights, versions={})
 
 
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a .pth that says what it has seen. Raises InputError for all else that is wrong."""
+    found = read_weights(path)
+    if isinstance(found, Checkpoint):
+        return found
+    raise InputError(
+        f"{os.fspath(path)} is a plain state_dict, which does not say what it has seen: name a "
+        "checkpoint of this kit."
+    )
+
+
 def read_weights(path: str | os.PathLike[str]) -> Checkpoint | dict[str, Tensor]:
     """Read a .pth: a checkpoint of this kit, or the plain state_dict that it is instead."""
     path = Path(path)

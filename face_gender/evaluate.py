@@ -114,16 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the figures and write them. Raises InputError for all that is wrong."""
     # Imported late: --help and mistakes answer without torch.
-    from face_gender.checkpoint import Checkpoint, read_weights
+    from face_gender.checkpoint import read_checkpoint
     from face_gender.dataset import UnreadablePictureWarning
     from face_gender.index import find_data, read_index
 
-    checkpoint = read_weights(options.weights)
-    if not isinstance(checkpoint, Checkpoint):
-        raise InputError(
-            f"{options.weights} is a plain state_dict, which does not say what it has seen: name a "
-            "checkpoint of this kit."
-        )
+    checkpoint = read_checkpoint(options.weights)
     table = read_index(options.index)
     rows = _rows(options, table)
     columns = _columns(options, rows)
@@ -217,7 +212,7 @@ def _evaluate(
     return Report(
         facts,
         result,
-        seen=count_seen(checkpoint, rows, source) if options.allow_seen else 0,
+        seen=count_seen(checkpoint.seen, rows, source) if options.allow_seen else 0,
         slices={column: by_value(result, rows, column) for column in columns},
         robustness=_tried(checkpoint, rows, source, result, how) if options.robustness else (),
     )

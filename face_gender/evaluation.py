@@ -73,14 +73,19 @@ def evaluate(
     return result
 
 
-def count_seen(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source) -> int:
-    """Return how many of an index's rows the model was trained or chosen on."""
-    seen = set(checkpoint.seen.tolist())
-    return sum(1 for each in row_hashes(rows, source) if each and as_int64(each) in seen)
+def count_seen(seen: Tensor, rows: pd.DataFrame, source: Source) -> int:
+    """Return how many of an index's rows a model was trained or chosen on.
+
+    ``seen``: as a `Checkpoint` has it.
+    """
+    known = set(seen.tolist())
+    if not known:
+        return 0
+    return sum(1 for each in row_hashes(rows, source) if each and as_int64(each) in known)
 
 
 def _refuse_leak(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source, name: str) -> None:
-    found = count_seen(checkpoint, rows, source)
+    found = count_seen(checkpoint.seen, rows, source)
     if found:
         raise LeakError(
             f"LEAK: {name} was trained or chosen on {found} of these {len(rows)} pictures, so any "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
-from face_gender.checkpoint import Checkpoint, as_int64, hash64, load_weights, read_weights
+from face_gender.checkpoint import Checkpoint, hash64, load_weights, read_weights
 from face_gender.dataset import Batch, FaceDataset, FaceLoader, scaled, select_split, soft_labels
 from face_gender.devices import (
     forward,
@@ -31,7 +31,7 @@ from face_gender.devices import (
     mixed_precision,
 )
 from face_gender.distributed import Share, World, as_one_batch, in_one_sentence, join, wrapped
-from face_gender.evaluation import predict
+from face_gender.evaluation import count_seen, predict
 from face_gender.files import InputError, Source, open_source
 from face_gender.index import check_matches, read_index, row_hashes
 from face_gender.metrics import Evaluation, fit_temperature
@@ -282,9 +282,8 @@ class _Run:
             ("test", "evaluate() will refuse them"),
             ("val", "figures on them are too good"),
         ):
-            known = set(seen.tolist())
-            rows = table[table["split"] == split] if known and "split" in table else table[:0]
-            found = sum(1 for each in row_hashes(rows, source) if as_int64(each or "0") in known)
+            rows = table[table["split"] == split]
+            found = count_seen(seen, rows, source)
             if found:
                 self._say(
                     f"{self.recipe.init} was trained or chosen on {found} of the {len(rows)} "

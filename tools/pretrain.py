@@ -33,6 +33,7 @@ from face_gender.files import InputError
 from face_gender.index import find_data, read_index
 from face_gender.models import average_into, build_model, to_device
 from face_gender.recipes import Recipe, get_recipe
+from face_gender.training import _optimizer, _schedule
 from tools.sources import RACES
 
 DESCRIPTORS = 128
@@ -119,16 +120,10 @@ class Pretraining:
         self.steps = 0
         self.epoch = 0
         self.precision = mixed_precision(device)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(),
-            self.recipe.learning_rate,
-            weight_decay=self.recipe.weight_decay,
-            fused=True,
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, self.recipe.learning_rate, options.epochs * len(self.train_loader) + 1,
-            pct_start=0.25, cycle_momentum=False,
-        )  # fmt: skip
+        self.optimizer = _optimizer(self.recipe, self.net)
+        schedule = _schedule(self.recipe, self.optimizer, len(self.train_loader))
+        assert schedule is not None  # of this recipe, one cycle
+        self.schedule = schedule
 
     def train_epoch(self) -> dict[str, float]:
         """Train once through the split; return the mean of each loss."""

@@ -21,7 +21,7 @@ from face_gender.audit import duplicates, embeddings, labels, pictures, stranger
 from face_gender.audit.findings import COLUMNS, ISSUES, Judged, clean
 from face_gender.audit.page import write_page
 from face_gender.audit.stages import Arrays, Stages, key_of
-from face_gender.checkpoint import Checkpoint, read_weights
+from face_gender.checkpoint import Checkpoint, read_checkpoint
 from face_gender.files import (
     InputError,
     Source,
@@ -312,16 +312,7 @@ def _load(weights: Sequence[str | os.PathLike[str]]) -> dict[str, Checkpoint]:
     paths = [Path(each) for each in weights] or default_weights()
     if not paths:
         raise InputError(f"{_WEIGHTS} holds no audit_*.pth: name a checkpoint with --weights.")
-    checkpoints = {}
-    for path in paths:
-        found = read_weights(path)
-        if not isinstance(found, Checkpoint):
-            raise InputError(
-                f"{path} is a plain state_dict, which does not say what it has seen: name a "
-                "checkpoint of this kit."
-            )
-        checkpoints[os.fspath(path)] = found
-    return checkpoints
+    return {os.fspath(path): read_checkpoint(path) for path in paths}
 
 
 def default_weights() -> list[Path]:
