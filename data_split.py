@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from face_gender.files import InputError, in_words, tell
+from face_gender.files import InputError, bear_all_names, in_words, tell
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,8 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks most of the names
-        sys.stdout.reconfigure(errors="backslashreplace")
+    bear_all_names()
     try:
         # Imported late: --help and mistakes answer without pandas.
         from face_gender.index import create_csv

@@ -8,9 +8,7 @@ if __name__ == "__main__":  # before all imports that take a while
     end_at_once("face_gender.evaluate: interrupted, nothing was written.")
 
 import argparse
-import io
 import json
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,6 +20,7 @@ from face_gender.files import (
     FolderSource,
     InputError,
     Source,
+    bear_all_names,
     check_output,
     in_words,
     make_folder,
@@ -98,8 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks most of the names
-        sys.stdout.reconfigure(errors="backslashreplace")
+    bear_all_names()
     try:
         run(options)
     except (InputError, OSError) as error:

@@ -561,6 +561,12 @@ class Stderr:
             sys.stderr.flush()
 
 
+def bear_all_names() -> None:
+    """Let stdout escape what its encoding lacks: a Windows code page lacks most of the names."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def tell(text: str) -> None:
     """Write a line to stderr, and no more than a line whatever names are in it."""
     Stderr().write(f"{shown(text)}\n")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from face_gender import RECIPE_NAMES
-from face_gender.files import InputError, in_words, tell
+from face_gender.files import InputError, bear_all_names, in_words, tell
 
 _NAME = "face_gender.audit"
 _NEEDED = ("cleanlab", "cleanvision", "faiss", "scipy", "sklearn")
@@ -60,8 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows code page lacks most of the names
-        sys.stdout.reconfigure(errors="backslashreplace")
+    bear_all_names()
     try:
         # Imported late: --help and mistakes answer without torch.
         from face_gender.audit.run import audit
