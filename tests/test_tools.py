@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from conftest import draw_face, make_faces
 
-from face_gender.index import read_index
-from tools import compare, sources
+from face_gender.index import read_index, write_index
+from tools import compare, descriptors, pretrain, sources, teacher
 
 
 @pytest.fixture
@@ -102,3 +102,60 @@ def test_the_table_shows_what_has_been_run(
     assert any(line.startswith("| mean of the four published") for line in lines)
     assert not any("shipped weights" in line for line in lines)
     shutil.rmtree(tmp_path)
+
+
+def test_both_labels_count_the_same_at_every_age() -> None:
+    rows = pd.DataFrame(
+        {"source": ["a"] * 8 + ["b"] * 4, "label": [0, 0, 0, 1, 0, 1, 1, 1, 0, 0, 1, 0]}
+    )
+    ages = np.array([20, 21, 22, 23, 70, 71, 72, 73, 70, 71, 72, np.nan])
+    weights = pretrain.balance(rows, ages)
+    for those in (slice(0, 4), slice(4, 8), slice(8, 11)):
+        female = rows["label"][those] == 1
+        assert weights[those][female].sum() == pytest.approx(weights[those][~female].sum())
+        assert weights[those].sum() == pytest.approx(len(female))
+    assert weights[0] < 1 < weights[3]
+    # One woman among many men does not outweigh all the rest.
+    alone = pd.DataFrame({"source": ["a"] * 100, "label": [1] + [0] * 99})
+    assert pretrain.balance(alone, np.full(100, 30.0)).max() == pretrain.HEAVIEST
+
+
+def test_ages_that_are_not_known_are_guessed_and_the_others_kept() -> None:
+    generator = np.random.default_rng(0)
+    numbers = generator.normal(size=(300, 128))
+    ages = np.exp(3.5 + 0.3 * numbers[:, 0])
+    known = np.where(np.arange(300) < 280, ages, np.nan)
+    numbers[299] = np.nan
+    found = pretrain.with_guesses(known, numbers)
+    assert (found[:280] == ages[:280]).all()
+    assert found[280:299] == pytest.approx(ages[280:299], rel=0.1)
+    assert np.isnan(found[299])
+
+
+def test_no_picture_is_taught_by_a_fit_that_has_seen_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptors that only name the group: who has seen it answers by its label."""
+    groups, rows = 40, []
+    for i in range(2 * groups):
+        group = i // 2
+        rows.append({"path": f"a/{i}.jpg", "label": group % 2, "split": "train", "sha256": "",
+                     "group": f"g{group}", "source": "a"})  # fmt: skip
+    rows += [{**row, "path": f"{row['path']}.val", "split": "val", "group": ""} for row in rows]
+    write_index(pd.DataFrame(rows), tmp_path / "index.csv")
+    names = [str(row["path"]) for row in rows]
+    numbers = np.zeros((len(rows), 128), dtype=np.float32)
+    numbers[np.arange(len(rows)), (np.arange(len(rows)) % (2 * groups)) // 2] = 1
+    np.savez(tmp_path / "found.npz", names=names, descriptors=numbers)
+    paths = [str(tmp_path / name) for name in ("index.csv", "taught.csv", "found.npz")]
+    monkeypatch.setattr(sys, "argv", ["teacher", *paths])
+    teacher.main()
+    taught = read_index(tmp_path / "taught.csv")
+    train = taught[taught["split"] == "train"]
+    assert (taught.loc[taught["split"] == "val", "teacher"] == "").all()
+    right = ((train["teacher"].astype(float) > 0.5) == (train["label"] == 1)).mean()
+    assert right <= 0.5
+
+
+def test_the_part_of_an_aligned_picture_scales_with_it() -> None:
+    assert descriptors.scaled((0.25, 0.5, 0.75, 1), (64, 80)) == (16, 40, 48, 80)

@@ -454,7 +454,7 @@ def test_the_recipe_of_our_own_makes_an_epoch_and_comes_back_from_its_file(
     found = load_checkpoint(report.checkpoint)
     assert found.recipe == recipe
     assert found.preprocessing == recipe.preprocessing
-    assert found.preprocessing.augmentation.zoom == (0.6, 1.5)
+    assert found.preprocessing.augmentation.zoom == (0.55, 1.6)
 
 
 def test_the_average_of_the_weights_is_what_is_saved(

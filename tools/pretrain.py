@@ -1,15 +1,20 @@
-"""Pre-train ResNet18 on more than the label: what a face-recognition net sees, age and race too.
+"""Train ResNet18 on more than the label: what a face-recognition net sees, age and race too.
 
-python -m tools.pretrain INDEX DESCRIPTORS OUT [--epochs 20] [--size 64]
+python -m tools.pretrain INDEX OUT DESCRIPTORS... [--epochs 20] [--size 64 64] [--init WEIGHTS]
 
-INDEX is what tools.teacher wrote, DESCRIPTORS what tools.descriptors did. From random weights, on
-the train split alone, with the recipe's own augmentation, one net answers four questions at once:
-male or female (0.7 of the teacher's answer and 0.3 of the label, Hinton et al., arXiv:1503.02531,
-and label smoothing 0.05), the 128 numbers that dlib's face-recognition net finds in the
-picture (mean squared error, each scaled to unit variance; Romero et al., arXiv:1412.6550, distil
-features in this way), the age (smooth L1, in standard deviations) and the race as labelled. OUT
-keeps the first answer alone: a checkpoint to start resnet18_tuned from. OUT.partial holds the state
+INDEX is what tools.teacher wrote, DESCRIPTORS what tools.descriptors did. On the train split alone,
+with the recipe's own augmentation, one net answers four questions at once: male or female (0.7 of
+the teacher's answer and 0.3 of the label, Hinton et al., arXiv:1503.02531, and label smoothing
+0.05), the 128 numbers that dlib's face-recognition net finds in the picture (mean squared error,
+each scaled to unit variance; Romero et al., arXiv:1412.6550, distil features in this way), the age
+(smooth L1, in standard deviations) and the race as labelled. OUT keeps the first answer alone, with
+the temperature that fits it on the validation split: a checkpoint. OUT.partial holds the state
 after each epoch, from which the same command goes on.
+
+Men are most of the older people in both sources, and women of the younger. So that a face is not
+called a man's because it looks old, the pictures weigh so that in each band of ages of a source the
+two labels count the same. Where the age is not known, it is what ridge regression on the
+descriptors says.
 """
 
 from __future__ import annotations
@@ -19,10 +24,13 @@ import copy
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
+from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from face_gender import CLASSES
@@ -31,32 +39,61 @@ from face_gender.dataset import FaceDataset, FaceLoader, select_split, soft_labe
 from face_gender.devices import forward, keep_freed_memory, mixed_precision
 from face_gender.files import InputError
 from face_gender.index import find_data, read_index
-from face_gender.models import average_into, build_model, to_device
+from face_gender.metrics import fit_temperature
+from face_gender.models import average_into, to_device
 from face_gender.recipes import Recipe, get_recipe
-from face_gender.training import _optimizer, _schedule
-from tools.sources import RACES
+from face_gender.training import _optimizer, _schedule, _start
+from tools.sources import BANDS, RACES
+from tools.teacher import read_descriptors
+
+FloatArray = npt.NDArray[np.floating[Any]]
 
 DESCRIPTORS = 128
+HEAVIEST = 3.0  # what a picture may weigh for the balance of its band
 WEIGHTS = {"label": 1.0, "descriptor": 1.0, "age": 0.3, "race": 0.3}
+
+
+def with_guesses(ages: FloatArray, descriptors: FloatArray) -> FloatArray:
+    """Return ``ages`` (n,) in years, those that are NaN guessed from the descriptors (n, 128)."""
+    known = ~np.isnan(ages)
+    described = ~np.isnan(descriptors[:, 0])
+    both = known & described
+    ridge = Ridge(1.0).fit(descriptors[both], np.log(ages[both]))
+    found = ages.copy()
+    found[~known & described] = np.exp(ridge.predict(descriptors[~known & described]))
+    return found
+
+
+def balance(rows: pd.DataFrame, ages: FloatArray) -> FloatArray:
+    """Return a weight (n,) for each row, under which both labels count the same at every age.
+
+    The mean is about 1; none is above HEAVIEST, and rows whose age is NaN make a band of their own.
+    """
+    # NumPy sorts NaN behind all numbers, which is the oldest band.
+    band = np.where(np.isnan(ages), -1, np.digitize(ages, list(BANDS)))
+    bands = pd.DataFrame({"source": rows["source"].to_numpy(), "band": band})
+    bands["label"] = rows["label"].to_numpy()
+    of_band = bands.groupby(["source", "band"])["label"].transform("size")
+    of_label = bands.groupby(["source", "band", "label"])["label"].transform("size")
+    return (of_band / (2 * of_label)).clip(upper=HEAVIEST).to_numpy(dtype=float)
 
 
 class Targets:
     """What the net is to answer to the picture at each position; NaN or -1 where not known."""
 
-    def __init__(self, rows: pd.DataFrame, descriptors: Path, recipe: Recipe) -> None:
-        found = np.load(descriptors)
-        row_of = {str(name): i for i, name in enumerate(found["names"])}
-        values = found["descriptors"][[row_of[p] for p in rows["path"] if p in row_of]]
-        scaled = (found["descriptors"] - values.mean(0)) / values.std(0)
+    def __init__(self, rows: pd.DataFrame, descriptors: list[Path], recipe: Recipe) -> None:
+        found = read_descriptors(descriptors)
         unknown = np.full(DESCRIPTORS, np.nan)
-        self.descriptor = torch.tensor(
-            np.array([scaled[row_of[p]] if p in row_of else unknown for p in rows["path"]]),
-            dtype=torch.float32,
+        values = np.array([found.get(path, unknown) for path in rows["path"]])
+        scaled = (values - np.nanmean(values, 0)) / np.nanstd(values, 0)
+        self.descriptor = torch.tensor(scaled, dtype=torch.float32)
+        ages = np.array(
+            [
+                float(Path(path).name.split("_")[0]) if source == "utkface" else np.nan
+                for path, source in zip(rows["path"], rows["source"], strict=True)
+            ]
         )
-        ages = [
-            float(Path(path).name.split("_")[0]) if source == "utkface" else np.nan
-            for path, source in zip(rows["path"], rows["source"], strict=True)
-        ]
+        self.weight = torch.tensor(balance(rows, with_guesses(ages, scaled)), dtype=torch.float32)
         age = torch.tensor(ages, dtype=torch.float32)
         self.age = (age - age.nanmean()) / age[~age.isnan()].std()
         self.race = torch.tensor([RACES.index(r) if r in RACES else -1 for r in rows["race"]])
@@ -72,10 +109,12 @@ class Targets:
         described = ~self.descriptor[positions][:, 0].isnan()
         positions_described = positions[described]
         functional = nn.functional
+        weight = self.weight[positions]
+        each = functional.cross_entropy(
+            label, self.label[positions], label_smoothing=self.smoothing, reduction="none"
+        )
         return {
-            "label": functional.cross_entropy(
-                label, self.label[positions], label_smoothing=self.smoothing
-            ),
+            "label": (each * weight).sum() / weight.sum(),
             "descriptor": functional.mse_loss(
                 descriptor[described], self.descriptor[positions_described], reduction="sum"
             ) / (DESCRIPTORS * max(1, len(positions_described))),
@@ -94,14 +133,19 @@ class Pretraining:
     def __init__(self, options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
         self.recipe = get_recipe(
-            "resnet18_tuned", size=options.size, epochs=options.epochs, start_size=1.0
+            "resnet18_tuned",
+            size=options.size,
+            epochs=options.epochs,
+            init=options.init,
+            learning_rate=options.learning_rate,
+            start_size=1.0,
         )
         preprocessing = self.recipe.preprocessing
         table = read_index(options.index)
         source = find_data(options.index, table)
         rows = select_split(table, "train")
         self.targets = Targets(rows, options.descriptors, self.recipe)
-        self.seen = hash64(table[table["split"].isin(["train", "val"])]["sha256"])
+        used = hash64(table[table["split"].isin(["train", "val"])]["sha256"])
         device = torch.device("cpu")
         train = FaceDataset(rows, None, source, preprocessing.train_transform())
         size = self.recipe.batch_size
@@ -113,12 +157,14 @@ class Pretraining:
             )
             for name, group in select_split(table, "val").groupby("source")
         }  # fmt: skip
-        net = build_model("resnet18", len(CLASSES), imagenet=False)
+        net, seen = _start(self.recipe)
+        self.seen = torch.unique(torch.cat([seen, used]))
         net.fc = nn.Linear(512, 2 + 1 + len(RACES) + DESCRIPTORS)
         self.net = to_device(net, device)
         self.average = copy.deepcopy(self.net)
         self.steps = 0
         self.epoch = 0
+        self.temperature = 1.0
         self.precision = mixed_precision(device)
         self.optimizer = _optimizer(self.recipe, self.net)
         schedule = _schedule(self.recipe, self.optimizer, len(self.train_loader))
@@ -150,15 +196,22 @@ class Pretraining:
     def validate(self) -> dict[str, float]:
         """Return the accuracy of male or female on each source of the validation split."""
         self.average.eval()
-        found = {}
+        found: dict[str, float] = {}
+        outputs: list[Tensor] = []
+        labels: list[Tensor] = []
         for name, loader in self.val_loaders.items():
-            right = count = 0
+            first = len(labels)
             for batch in loader:
                 if batch.images is not None:
-                    answers = forward(self.average, batch.images, self.precision)[:, :2].argmax(1)
-                    right += int((answers == batch.labels).sum())
-                    count += len(batch.labels)
-            found[str(name)] = round(right / count, 4)
+                    outputs.append(forward(self.average, batch.images, self.precision)[:, :2])
+                    labels.append(batch.labels)
+            right = torch.cat(outputs[first:]).argmax(1) == torch.cat(labels[first:])
+            found[str(name)] = round(float(right.float().mean()), 4)
+        answers, wanted = torch.cat(outputs).float(), torch.cat(labels)
+        self.temperature = fit_temperature(answers.numpy(), wanted.numpy())
+        for label, name in enumerate(CLASSES):
+            recall = (answers.argmax(1) == wanted)[wanted == label].float().mean()
+            found[name] = round(float(recall), 4)
         return found
 
     def state(self) -> dict[str, object]:
@@ -168,6 +221,7 @@ class Pretraining:
             "parts": [part.state_dict() for part in parts],
             "steps": self.steps,
             "epoch": self.epoch,
+            "temperature": self.temperature,
         }
 
     def go_on(self, path: Path) -> None:
@@ -179,6 +233,7 @@ class Pretraining:
         self.optimizer.load_state_dict(optimizer)
         self.schedule.load_state_dict(schedule)
         self.steps, self.epoch = state["steps"], state["epoch"]
+        self.temperature = state["temperature"]
 
     def checkpoint(self) -> Checkpoint:
         """Return the averaged net with the answer male or female alone."""
@@ -190,6 +245,7 @@ class Pretraining:
             preprocessing=self.recipe.preprocessing,
             weights=weights,
             seen=self.seen,
+            temperature=self.temperature,
         )
 
 
@@ -197,10 +253,12 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("index", type=Path)
-    parser.add_argument("descriptors", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("descriptors", type=Path, nargs="+")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--size", type=int, nargs=2, default=(64, 64))
+    parser.add_argument("--init", default="none")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     keep_freed_memory()
