@@ -165,6 +165,7 @@ class Pretraining:
         self.steps = 0
         self.epoch = 0
         self.temperature = 1.0
+        self.metrics: dict[str, float] = {}
         self.precision = mixed_precision(device)
         self.optimizer = _optimizer(self.recipe, self.net)
         schedule = _schedule(self.recipe, self.optimizer, len(self.train_loader))
@@ -209,10 +210,11 @@ class Pretraining:
             found[str(name)] = round(float(right.float().mean()), 4)
         answers, wanted = torch.cat(outputs).float(), torch.cat(labels)
         self.temperature = fit_temperature(answers.numpy(), wanted.numpy())
+        right = (answers.argmax(1) == wanted).float()
+        self.metrics = {"val_accuracy": float(right.mean())}
         for label, name in enumerate(CLASSES):
-            recall = (answers.argmax(1) == wanted)[wanted == label].float().mean()
-            found[name] = round(float(recall), 4)
-        return found
+            self.metrics[f"val_recall_{name}"] = float(right[wanted == label].mean())
+        return {**found, **{name: round(value, 4) for name, value in self.metrics.items()}}
 
     def state(self) -> dict[str, object]:
         """Return what `go_on` takes."""
@@ -222,6 +224,7 @@ class Pretraining:
             "steps": self.steps,
             "epoch": self.epoch,
             "temperature": self.temperature,
+            "metrics": self.metrics,
         }
 
     def go_on(self, path: Path) -> None:
@@ -233,7 +236,7 @@ class Pretraining:
         self.optimizer.load_state_dict(optimizer)
         self.schedule.load_state_dict(schedule)
         self.steps, self.epoch = state["steps"], state["epoch"]
-        self.temperature = state["temperature"]
+        self.temperature, self.metrics = state["temperature"], state["metrics"]
 
     def checkpoint(self) -> Checkpoint:
         """Return the averaged net with the answer male or female alone."""
@@ -245,7 +248,9 @@ class Pretraining:
             preprocessing=self.recipe.preprocessing,
             weights=weights,
             seen=self.seen,
+            epoch=max(0, self.epoch - 1),
             temperature=self.temperature,
+            metrics=self.metrics,
         )
 
 
