@@ -36,6 +36,7 @@ from face_gender.training import train
 TRAIN_ROWS, VAL_ROWS = 6_000, 2_000
 SOURCES = ("utkface", "celeba64")
 SMALL, SMALLER = (96, 96), (64, 64)
+FLIPPED = ("resnet18", "resnet18_tuned", "resnet18_tuned_shipped")  # shown with their flip too
 ENSEMBLE = ("resnet18", "resnet50", "compact_cnn", "dropout_cnn")
 
 
@@ -187,7 +188,7 @@ def print_table(out: Path) -> None:
     for name, (words, _) in recipes("shipped.pth").items():
         for kind, more in (("plain", ""), ("flip", ", test-time flip")):
             found = [each for s in range(9) if (each := answers(out, name, s, kind)) is not None]
-            if found and (kind == "plain" or name in ("resnet18", "resnet18_tuned")):
+            if found and (kind == "plain" or name in FLIPPED):
                 files = [out / f"{name}_{s}.json" for s in range(9)]
                 spent = [
                     json.loads(file.read_text(encoding="utf-8"))["minutes"]
