@@ -651,7 +651,8 @@ def _schedule(
     if recipe.schedule == "constant":
         return None
     # One more: a step that is left out or added must not run past the cycle's end.
-    total = recipe.epochs * steps + 1
+    # And five at least: of four, the quarter that warms up ends where OneCycleLR divides by zero.
+    total = max(5, recipe.epochs * steps + 1)
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total, pct_start=0.25, cycle_momentum=False
     )

@@ -31,6 +31,7 @@ from face_gender.models import build_model
 from face_gender.recipes import Recipe, get_recipe
 from face_gender.training import (
     EpochReport,
+    _schedule,
     train,
 )
 
@@ -1123,3 +1124,15 @@ def test_frozen_layers_have_no_gradients_after_a_step(
     without = {n.split(".")[0] for n, each in run_of.model.named_parameters() if each.grad is None}
     assert without == {"conv1", "bn1", "layer1"}
     run_of.close()
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_one_cycle_of_few_steps_has_a_rate_for_each(steps: int) -> None:
+    recipe = get_recipe("resnet18_tuned", epochs=1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = _schedule(recipe, optimizer, steps)
+    assert schedule is not None
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+        assert 0 < optimizer.param_groups[0]["lr"] <= recipe.learning_rate
