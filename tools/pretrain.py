@@ -37,11 +37,13 @@ from face_gender import CLASSES
 from face_gender.checkpoint import Checkpoint, hash64
 from face_gender.dataset import FaceDataset, FaceLoader, select_split, soft_labels
 from face_gender.devices import forward, keep_freed_memory, mixed_precision
+from face_gender.evaluation import predict
 from face_gender.files import InputError
 from face_gender.index import find_data, read_index
 from face_gender.metrics import fit_temperature
-from face_gender.models import average_into, to_device
+from face_gender.models import average_into, build_model, to_device
 from face_gender.recipes import Recipe, get_recipe
+from face_gender.report import by_value
 from face_gender.training import _optimizer, _schedule, _start
 from tools.sources import BANDS, RACES
 from tools.teacher import read_descriptors
@@ -150,13 +152,9 @@ class Pretraining:
         train = FaceDataset(rows, None, source, preprocessing.train_transform())
         size = self.recipe.batch_size
         self.train_loader = FaceLoader(train, size, True, options.seed, None, device)
-        self.val_loaders = {
-            name: FaceLoader(
-                FaceDataset(group, None, source, preprocessing.eval_transform()),
-                size, False, 0, None, device,
-            )
-            for name, group in select_split(table, "val").groupby("source")
-        }  # fmt: skip
+        self.val_rows = select_split(table, "val")
+        val = FaceDataset(self.val_rows, None, source, preprocessing.eval_transform())
+        self.val_loader = FaceLoader(val, size, False, 0, None, device)
         net, seen = _start(self.recipe)
         self.seen = torch.unique(torch.cat([seen, used]))
         net.fc = nn.Linear(512, 2 + 1 + len(RACES) + DESCRIPTORS)
@@ -193,28 +191,24 @@ class Pretraining:
                 sums[name] += float(loss.detach())
         return {name: round(total / batches, 4) for name, total in sums.items()}
 
-    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averaged weights with the answer male or female alone."""
+        weights = dict(self.average.state_dict())
+        weights["fc.weight"], weights["fc.bias"] = weights["fc.weight"][:2], weights["fc.bias"][:2]
+        return weights
+
     def validate(self) -> dict[str, float]:
         """Return the accuracy of male or female on each source of the validation split."""
-        self.average.eval()
-        found: dict[str, float] = {}
-        outputs: list[Tensor] = []
-        labels: list[Tensor] = []
-        for name, loader in self.val_loaders.items():
-            first = len(labels)
-            for batch in loader:
-                if batch.images is not None:
-                    outputs.append(forward(self.average, batch.images, self.precision)[:, :2])
-                    labels.append(batch.labels)
-            right = torch.cat(outputs[first:]).argmax(1) == torch.cat(labels[first:])
-            found[str(name)] = round(float(right.float().mean()), 4)
-        answers, wanted = torch.cat(outputs).float(), torch.cat(labels)
-        self.temperature = fit_temperature(answers.numpy(), wanted.numpy())
-        right = (answers.argmax(1) == wanted).float()
-        self.metrics = {"val_accuracy": float(right.mean())}
-        for label, name in enumerate(CLASSES):
-            self.metrics[f"val_recall_{name}"] = float(right[wanted == label].mean())
-        return {**found, **{name: round(value, 4) for name, value in self.metrics.items()}}
+        net = build_model("resnet18", len(CLASSES), imagenet=False)
+        net.load_state_dict(self.weights())
+        net = to_device(net, torch.device("cpu"))
+        result = predict(net, self.val_loader, CLASSES, 1.0, self.precision, False)
+        self.temperature = fit_temperature(result.log_probabilities, result.labels)
+        recalls = {f"val_recall_{name}": recall for name, recall in result.recall.items()}
+        self.metrics = {"val_accuracy": result.accuracy, **recalls}
+        parts = by_value(result, self.val_rows, "source")
+        found = {name: part.accuracy for name, part in parts.items()}
+        return {name: round(value, 4) for name, value in {**found, **self.metrics}.items()}
 
     def state(self) -> dict[str, object]:
         """Return what `go_on` takes."""
@@ -240,13 +234,11 @@ class Pretraining:
 
     def checkpoint(self) -> Checkpoint:
         """Return the averaged net with the answer male or female alone."""
-        weights = dict(self.average.state_dict())
-        weights["fc.weight"], weights["fc.bias"] = weights["fc.weight"][:2], weights["fc.bias"][:2]
         return Checkpoint(
             recipe=replace(self.recipe, epochs=max(1, self.epoch)),
             classes=CLASSES,
             preprocessing=self.recipe.preprocessing,
-            weights=weights,
+            weights=self.weights(),
             seen=self.seen,
             epoch=max(0, self.epoch - 1),
             temperature=self.temperature,
