@@ -2,81 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from face_gender.files import InputError, bear_all_names, in_words, tell
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; a mistake ends the program with exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Index the pictures in male/ and female/ and split them once into train, "
-        "val and test.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage",
-    )
-    parser.add_argument(
-        "data",
-        type=Path,
-        metavar="DATA",
-        help="folder that holds male/ and female/, its .zip archive, or an older CSV",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="CSV",
-        help="where to write (default: index.csv inside a folder, beside a .zip)",
-    )
-    parser.add_argument(
-        "--ratios",
-        type=float,
-        nargs=3,
-        default=(70, 15, 15),
-        metavar=("TRAIN", "VAL", "TEST"),
-        help="shares in percent (default: 70 15 15)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
-    parser.add_argument(
-        "--groups",
-        type=Path,
-        metavar="CSV",
-        help="columns path,group: pictures of one group (a person) stay in one split",
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing CSV")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = parse(arguments)
-    bear_all_names()
-    try:
-        # Imported late: --help and mistakes answer without pandas.
-        from face_gender.index import create_csv
-
-        report = create_csv(
-            options.data,
-            options.output,
-            options.ratios,
-            options.seed,
-            options.groups,
-            options.force,
-        )
-    except (InputError, OSError) as error:
-        tell(f"data_split.py: {in_words(error)}")
-        return 1
-    except KeyboardInterrupt:
-        tell("data_split.py: interrupted, nothing was written.")
-        return 130
-    for path, reason in report.unreadable:
-        tell(f"left out: {path}: {reason}")
-    for paths in report.contradictions:
-        tell(f"left out, same bytes under both labels: {', '.join(paths)}")
-    print(report.summary())
-    return 0
-
+from face_gender.data.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(name="data_split.py"))

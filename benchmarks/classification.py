@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import alternate, machine, medians, pictures, rate, share_of_roofline
 from benchmarks.decoding import UsualDataset, bare_decoding, pillow_pipeline
-from face_gender.checkpoint import Checkpoint, load_checkpoint
+from face_gender.classify.classifier import Classifier, classify, load_classifier
+from face_gender.classify.results import Prediction
 from face_gender.files import cpu_count
-from face_gender.inference import Classifier, Prediction, classify, load_classifier
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.recipes import get_recipe
 
 COMPARED = 2_000  # pictures that are answered in float32 too
 

@@ -22,10 +22,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.common import alternate, machine, medians, pictures, rate
-from face_gender.dataset import FaceDataset, FaceLoader
+from face_gender.data.dataset import FaceDataset, FaceLoader
+from face_gender.data.preprocessing import Preprocessing
 from face_gender.devices import keep_freed_memory
 from face_gender.files import cpu_count
-from face_gender.preprocessing import Preprocessing
 
 BATCH = 64
 

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import alternate, machine, medians, pictures, rate
-from face_gender.engines import OpenVino, graph_path
-from face_gender.export import export
+from face_gender.classify.classifier import Classifier, load_classifier
+from face_gender.classify.engines import OpenVino, graph_path
+from face_gender.data.images import load_pixels
+from face_gender.data.preprocessing import stack
+from face_gender.export.__main__ import export
 from face_gender.files import cpu_count
-from face_gender.images import load_pixels
-from face_gender.inference import Classifier, load_classifier
-from face_gender.models import probabilities_of
-from face_gender.preprocessing import stack
+from face_gender.model.architectures import probabilities_of
 
 Way = Callable[[Tensor], Tensor]
 

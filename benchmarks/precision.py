@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.common import machine
-from face_gender.index import create_csv
-from face_gender.recipes import Recipe, get_recipe
-from face_gender.training import EpochReport, train
+from face_gender.data.index import create_csv
+from face_gender.model.recipes import Recipe, get_recipe
+from face_gender.train.loop import EpochReport, train
 
 
 def parse() -> argparse.Namespace:

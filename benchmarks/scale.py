@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import alternate, machine, pictures, rate
-from face_gender.inference import Classifier, classify, load_classifier
+from face_gender.classify.classifier import Classifier, classify, load_classifier
 
 KIT = Path(__file__).resolve().parent.parent
 

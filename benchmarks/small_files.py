@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import common
-from face_gender.dataset import FaceDataset, FaceLoader
+from face_gender.data.dataset import FaceDataset, FaceLoader
 from face_gender.files import cpu_count
-from face_gender.recipes import get_recipe
+from face_gender.model.recipes import get_recipe
 
 REPETITIONS = 3
 PART = 10_000  # pictures at the start and the end of an epoch

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import alternate, machine, medians, pictures, rate, share_of_roofline
 from benchmarks.decoding import UsualDataset, bare_decoding, float_pipeline
-from face_gender.dataset import Batch
+from face_gender.data.dataset import Batch
 from face_gender.devices import in_bits
 from face_gender.files import cpu_count
-from face_gender.models import build_model
-from face_gender.recipes import Recipe, get_recipe
-from face_gender.training import _loss, _Run
+from face_gender.model.architectures import build_model
+from face_gender.model.recipes import Recipe, get_recipe
+from face_gender.train.loop import _loss, _Run
 
 
 def parse() -> argparse.Namespace:

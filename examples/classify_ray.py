@@ -23,10 +23,19 @@ from typing import TYPE_CHECKING, Any
 KIT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(KIT))  # a script finds its own folder there, not the kit's
 
-from face_gender.arguments import not_empty, positive, probability  # noqa: E402
-from face_gender.files import InputError, Stderr, in_words, read_file, tell  # noqa: E402
-from face_gender.interruption import exit_code, raise_on_sigterm  # noqa: E402
-from process import choose_weights  # noqa: E402
+from face_gender.classify.__main__ import choose_weights  # noqa: E402
+from face_gender.console import (  # noqa: E402  # noqa: E402
+    Stderr,
+    error_message,
+    exit_code,
+    not_empty,
+    positive,
+    print_stderr,
+    probability,
+    raise_on_sigterm,
+)
+from face_gender.errors import InputError
+from face_gender.files import read_file  # noqa: E402
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,10 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_libraries()
         run(options)
     except (InputError, OSError) as error:
-        tell(f"{NAME}: {in_words(error)}")
+        print_stderr(f"{NAME}: {error_message(error)}")
         return 1
     except KeyboardInterrupt as error:
-        tell(f"{NAME}: interrupted; the same command goes on with the parts that are missing.")
+        print_stderr(
+            f"{NAME}: interrupted; the same command goes on with the parts that are missing."
+        )
         return exit_code(error)
     return 0
 
@@ -121,7 +132,7 @@ def check_libraries() -> None:
 def run(options: argparse.Namespace) -> None:
     """Plan the parts, or take up an earlier plan, and classify those that are not there yet."""
     # Imported here: --help and mistakes answer without torch.
-    from face_gender.checkpoint import load_checkpoint
+    from face_gender.model.checkpoint import load_checkpoint
     from face_gender.parts import Place, answers_schema, finish, folder_of, make_plan
 
     raise_on_sigterm()
@@ -139,8 +150,8 @@ def run(options: argparse.Namespace) -> None:
     plan = make_plan(source, output, options.recursive, settings)
     missing = plan.missing(output)
     if not options.quiet:
-        tell(f"weights: {path} ({checkpoint.describe()})")
-        tell(f"{len(plan.table):,} parts, of which {len(missing):,} are to be done")
+        print_stderr(f"weights: {path} ({checkpoint.describe()})")
+        print_stderr(f"{len(plan.table):,} parts, of which {len(missing):,} are to be done")
     if missing:
         arguments = {
             "source": plan.source,
@@ -156,7 +167,7 @@ def run(options: argparse.Namespace) -> None:
             classify(plan, missing, weights, arguments, options)
     finish(plan, output)
     if not options.quiet:
-        tell(f"{options.output}: {plan.pictures:,} pictures in {len(plan.table):,} files")
+        print_stderr(f"{options.output}: {plan.pictures:,} pictures in {len(plan.table):,} files")
 
 
 class ClassifyPart:
@@ -298,7 +309,7 @@ def classify(
             f"a worker failed ({first_line(error)}): the same command goes on with what is missing."
         ) from error
     if errors and not options.quiet:
-        tell(f"{errors:,} pictures could not be read: column error has the reasons")
+        print_stderr(f"{errors:,} pictures could not be read: column error has the reasons")
 
 
 def workers_that_fit(options: argparse.Namespace) -> int:

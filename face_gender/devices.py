@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from face_gender.files import InputError
+from face_gender.errors import InputError
 
 
 def pick_device(name: str = "auto") -> torch.device:

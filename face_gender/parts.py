@@ -2,8 +2,7 @@
 
 Needs pyarrow (requirements-scale.txt). A part is a row group: of the user's parquet files where
 these hold bytes, else of the names that were found, which are written down once. So the parts of a
-run stay the same when it is done again, whatever has come into the folder since.
-"""
+run stay the same when it is done again, whatever has come into the folder since."""
 
 from __future__ import annotations
 
@@ -32,16 +31,10 @@ from pyarrow.fs import (
     PyFileSystem,
 )
 
-from face_gender.files import (
-    MAX_BYTES,
-    FolderSource,
-    InputError,
-    has_image_suffix,
-    is_hidden,
-    read_file,
-    tell,
-    write_atomically,
-)
+from face_gender.console import print_stderr
+from face_gender.data.sources import FolderSource, is_hidden
+from face_gender.errors import InputError
+from face_gender.files import MAX_BYTES, has_image_suffix, read_file, write_atomically
 
 _NAMES = "_names"  # readers of parquet pass over what begins like this
 _PLAN = "_parts.parquet"
@@ -343,9 +336,9 @@ def _pictures_in(source: Place, recursive: bool) -> Iterator[str]:
                 if _is_text(name):
                     yield name
                 else:
-                    tell(f"skipped: {name!a}: its name is not UTF-8")
+                    print_stderr(f"skipped: {name!a}: its name is not UTF-8")
         for name, reason in folder.unlisted:
-            tell(f"skipped: {name}: {reason}")
+            print_stderr(f"skipped: {name}: {reason}")
         return
     waiting = [""]
     while waiting:

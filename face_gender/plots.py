@@ -16,15 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from face_gender import CLASSES
-from face_gender.dataset import FaceDataset
-from face_gender.files import Source, shown
-from face_gender.images import UnreadableImage, load_image
-from face_gender.index import SPLITS
-from face_gender.inference import Prediction
-from face_gender.metrics import Evaluation, wilson_interval
-from face_gender.preprocessing import Preprocessing
-from face_gender.report import EVERY, THRESHOLDS, Tried
-from face_gender.training import EpochReport
+from face_gender.classify.results import Prediction
+from face_gender.data.dataset import FaceDataset
+from face_gender.data.images import UnreadableImage, load_image
+from face_gender.data.preprocessing import Preprocessing
+from face_gender.data.sources import Source
+from face_gender.data.split import SPLITS
+from face_gender.errors import printable
+from face_gender.evaluate.metrics import Evaluation, wilson_interval
+from face_gender.evaluate.report import EVERY, THRESHOLDS, Tried
+from face_gender.train.loop import EpochReport
 
 COLOURS = {"male": "#3b6fb6", "female": "#c8553d"}
 # Told apart by the colour-blind too (Okabe and Ito), and by their marks where colours come again.
@@ -234,7 +235,7 @@ def _accuracy_lines(axes: Axes, tried: Sequence[Tried]) -> None:
         # After a space: of what begins with "_", a legend knows nothing.
         gaps = np.maximum(np.abs(bounds.T - shares), 0)
         places = np.arange(len(parts)) + 0.05 * i  # that intervals do not cover each other
-        axes.errorbar(places, shares, yerr=gaps, capsize=2, label=f" {shown(name)}",
+        axes.errorbar(places, shares, yerr=gaps, capsize=2, label=f" {printable(name)}",
                       color=_LINES[i % len(_LINES)], marker=_MARKS[i % len(_MARKS)])  # fmt: skip
     labels = [str(each.condition).replace(" ", "\n", 1) for each in tried]
     axes.set_xticks(range(len(tried)), labels, fontsize=8)
@@ -335,7 +336,7 @@ def _try_load(name: str, source: Source) -> Image.Image | None:
 
 def _in_two_lines(path: str) -> str:
     """Return a picture's name, the end of it where it is longer: names of a kind begin alike."""
-    name = shown(path.rsplit("/", 1)[-1])
+    name = printable(path.rsplit("/", 1)[-1])
     if len(name) > 2 * _NAME_LINE:
         name = f"…{name[1 - 2 * _NAME_LINE :]}"
     return f"{name[:_NAME_LINE]}\n{name[_NAME_LINE:]}".rstrip("\n")

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from face_gender.files import InputError, read_file
-from face_gender.inference import Classifier, Prediction, Skipped, classify, load_classifier
+from face_gender.classify.classifier import Classifier, classify, load_classifier
+from face_gender.classify.results import Prediction, Skipped
+from face_gender.errors import InputError
+from face_gender.files import read_file
 
 Columns = dict[str, npt.NDArray[Any]]
 

@@ -18,12 +18,13 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import face_gender.files  # noqa: E402
-from face_gender import checkpoint, run_folder  # noqa: E402
-from face_gender.dataset import FaceLoader  # noqa: E402
-from face_gender.distributed import Share, as_one_batch, join, wrapped  # noqa: E402
-from face_gender.models import build_model  # noqa: E402
-from face_gender.recipes import get_recipe  # noqa: E402
-from face_gender.training import train  # noqa: E402
+from face_gender.data.dataset import FaceLoader  # noqa: E402
+from face_gender.model import checkpoint  # noqa: E402
+from face_gender.model.architectures import build_model  # noqa: E402
+from face_gender.model.recipes import get_recipe  # noqa: E402
+from face_gender.train import run_folder  # noqa: E402
+from face_gender.train.distributed import Share, as_one_batch, join, wrapped  # noqa: E402
+from face_gender.train.loop import train  # noqa: E402
 
 RANK = int(os.environ.get("RANK", "0"))
 RECIPES = [

@@ -29,14 +29,15 @@ from face_gender.audit.embeddings import (
 )
 from face_gender.audit.findings import COLUMNS, ISSUES, Judged, clean
 from face_gender.audit.labels import suspects
+from face_gender.audit.outliers import outlier_scores
 from face_gender.audit.pictures import BLURRED, QUALITY_ISSUES, blur_effect, measure_all
 from face_gender.audit.stages import Stages, key_of
-from face_gender.audit.strangers import strangeness
-from face_gender.checkpoint import Checkpoint, hash64
-from face_gender.files import FolderSource, InputError
-from face_gender.index import list_pictures
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
+from face_gender.data.index import list_pictures
+from face_gender.data.sources import FolderSource
+from face_gender.errors import InputError
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, hash64
+from face_gender.model.recipes import get_recipe
 
 MALE, FEMALE = 0, 1
 
@@ -408,7 +409,7 @@ def test_the_worst_comes_first() -> None:
         [MALE, FEMALE, MALE, FEMALE, MALE, MALE],
         near=[(4, 5, 0.97)],
         suspicion=[0.99, 0.6, 0, 0, 0, 0],
-        strangeness=[0, 0.6, 1, 0, 0, 0],
+        outlier_scores=[0, 0.6, 1, 0, 0, 0],
         dark=[0, 0, 0, 0.6, 0, 0],
         reason=["", "", "", "", "", ""],
     )
@@ -666,7 +667,7 @@ def cloud(count: int, features: int = 12, seed: int = 0) -> np.ndarray:
 def test_rows_far_from_the_others_are_strangers() -> None:
     embedded, far = cloud(300), [5, 100, 250]
     embedded[far] += 12
-    scores = strangeness([embedded], np.ones(300, dtype=bool))
+    scores = outlier_scores([embedded], np.ones(300, dtype=bool))
     assert scores[far].min() >= 0.5
     assert (np.delete(scores, far) > 0).sum() <= 3
     assert scores.max() <= 1
@@ -676,12 +677,12 @@ def test_a_stranger_to_one_net_of_two_counts_less() -> None:
     embedded, other = cloud(300), cloud(300, seed=1)
     embedded[5] += 3
     every = np.ones(300, dtype=bool)
-    assert strangeness([embedded, other], every)[5] <= strangeness([embedded], every)[5]
+    assert outlier_scores([embedded, other], every)[5] <= outlier_scores([embedded], every)[5]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_clean_cloud_has_next_to_no_strangers(seed: int) -> None:
-    scores = strangeness([cloud(1000, seed=seed)], np.ones(1000, dtype=bool))
+    scores = outlier_scores([cloud(1000, seed=seed)], np.ones(1000, dtype=bool))
     assert (scores > 0).sum() <= 10
     assert (scores >= 0.5).sum() <= 2
 
@@ -689,35 +690,35 @@ def test_a_clean_cloud_has_next_to_no_strangers(seed: int) -> None:
 def test_fewer_than_fifty_pictures_have_no_shape() -> None:
     embedded = cloud(60)
     embedded[0] += 50
-    assert strangeness([embedded], np.ones(60, dtype=bool))[0] > 0
-    assert not strangeness([embedded], np.arange(60) < 49).any()
-    assert not strangeness([], np.ones(60, dtype=bool)).any()
+    assert outlier_scores([embedded], np.ones(60, dtype=bool))[0] > 0
+    assert not outlier_scores([embedded], np.arange(60) < 49).any()
+    assert not outlier_scores([], np.ones(60, dtype=bool)).any()
 
 
 def test_unreadable_pictures_are_neither_strangers_nor_in_the_way() -> None:
     embedded, good = cloud(120), np.arange(120) % 3 != 0
     far = 4
     embedded[far] += 12
-    whole = strangeness([embedded[good]], np.ones(80, dtype=bool))
+    whole = outlier_scores([embedded[good]], np.ones(80, dtype=bool))
     embedded[~good] = np.nan
-    scores = strangeness([embedded], good)
+    scores = outlier_scores([embedded], good)
     assert not scores[~good].any()
     assert scores[good] == pytest.approx(whole, abs=1e-4)
     # Also where they became so after they were measured.
-    assert strangeness([embedded], np.ones(120, dtype=bool)) == pytest.approx(scores, abs=1e-4)
+    assert outlier_scores([embedded], np.ones(120, dtype=bool)) == pytest.approx(scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("different", [0, 5])
 def test_copies_of_one_picture_alone_end_in_no_error(different: int) -> None:
     embedded = np.ones((80, 6), dtype=np.float16)
     embedded[:different] = cloud(different, 6)
-    scores = strangeness([embedded], np.ones(80, dtype=bool))
+    scores = outlier_scores([embedded], np.ones(80, dtype=bool))
     assert np.isfinite(scores).all()
     assert not scores[different:].any()
 
 
 def test_more_features_than_pictures_are_no_error() -> None:
-    scores = strangeness([cloud(60, 200)], np.ones(60, dtype=bool))
+    scores = outlier_scores([cloud(60, 200)], np.ones(60, dtype=bool))
     assert np.isfinite(scores).all()
 
 

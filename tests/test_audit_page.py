@@ -17,7 +17,7 @@ import pytest
 from conftest import draw_face
 
 from face_gender.audit.page import HEADINGS, MAX_RELATED, write_page
-from face_gender.files import InputError
+from face_gender.errors import InputError
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -569,23 +569,23 @@ def test_nasty_names_are_shown_as_text(show: Callable[..., Page], page: Path) ->
     script = f"Object.defineProperty(navigator, 'clipboard', {{value: {clipboard}}});"
     tab = show(page, script=script)
     assert tab.title() == NASTY[1]
-    shown = [
+    printable = [
         *NASTY[:4], r"male/\xff\x80.jpg", r"male/two\nlines\u2028\r.jpg", r"male/\u202egpj.exe",
         NASTY[7],
     ]  # fmt: skip
-    assert tab.locator(OWN_PATHS).all_text_contents() == shown
-    assert tab.locator(".suggestion").all_text_contents() == shown
+    assert tab.locator(OWN_PATHS).all_text_contents() == printable
+    assert tab.locator(".suggestion").all_text_contents() == printable
     assert tab.locator("img").count() == 0
     tab.locator("#copy").click()
     expect(tab.locator("#told")).to_have_text("8 copied")
     copied = tab.evaluate("copied").split("\n")
     # What a clipboard can hold is copied as it is.
     held = r"male/two\nlines" + "\u2028" + r"\r.jpg"
-    assert copied == [*shown[:5], held, NASTY[6], NASTY[7], ""]
+    assert copied == [*printable[:5], held, NASTY[6], NASTY[7], ""]
     tab.locator("#filter").fill("ЛИЦО")
     expect(tab.locator(OWN_PATHS)).to_have_text([NASTY[7]])
     tab.locator("#filter").fill(r"\xff")
-    expect(tab.locator(OWN_PATHS)).to_have_text([shown[4]])
+    expect(tab.locator(OWN_PATHS)).to_have_text([printable[4]])
 
 
 def test_many_copies_unfold(show: Callable[..., Page], page: Path) -> None:

@@ -18,19 +18,20 @@ from conftest import COLOURS, ROOT, draw_face, make_faces, make_zip, snapshot
 from PIL import Image
 from sentences import broken_archive, sentence, text_file
 
-import data_split
 import face_gender.audit
+import face_gender.data.__main__ as data_split
 from face_gender import CLASSES
 from face_gender.audit import run as run_module
 from face_gender.audit.__main__ import main
 from face_gender.audit.findings import COLUMNS
 from face_gender.audit.run import AuditReport, audit
-from face_gender.checkpoint import Checkpoint, hash64
-from face_gender.files import InputError
-from face_gender.index import create_csv, read_index, write_index
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
-from face_gender.training import train
+from face_gender.data.index import create_csv
+from face_gender.data.tables import read_index, write_index
+from face_gender.errors import InputError
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, hash64
+from face_gender.model.recipes import get_recipe
+from face_gender.train.loop import train
 
 Capture = pytest.CaptureFixture[str]
 OUTPUTS = ("audit.csv", "audit.html", "groups.csv")

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.functional import gaussian_blur
 
-from face_gender.augmentation import _NAMES, CHANCES, Augmentation, draw
-from face_gender.preprocessing import Preprocessing
+from face_gender.data.augmentation import _NAMES, N_UNIFORMS, Augmentation, sample_uniforms
+from face_gender.data.preprocessing import Preprocessing
 
 NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves values in 0..1
 EVERYTHING = Augmentation(0.5, 30, (0.6, 1.5), 0.2, 0.5, 0.4, 0.6, 0.6, 0.5, 0.5)
@@ -42,10 +42,10 @@ def drawn(transform: object, image: Image.Image, seeds: range) -> list[Tensor]:
 
 def chances_of(count: int = 1, **values: float) -> Tensor:
     """Numbers for a batch: 0.5, the middle of every range, unless another is named."""
-    chances = torch.full((count, CHANCES), 0.5)
+    uniforms = torch.full((count, N_UNIFORMS), 0.5)
     for name, value in values.items():
-        chances[:, _NAMES.index(name)] = value
-    return chances
+        uniforms[:, _NAMES.index(name)] = value
+    return uniforms
 
 
 def smooth(count: int, height: int, width: int) -> Tensor:
@@ -75,24 +75,26 @@ def marked(height: int, width: int, x: float, y: float, radius: float = 2.5) -> 
 
 
 def test_the_numbers_of_a_picture_depend_on_seed_epoch_and_position_alone() -> None:
-    numbers = draw(1, 2, torch.arange(50))
-    assert numbers.shape == (50, CHANCES)
+    numbers = sample_uniforms(1, 2, torch.arange(50))
+    assert numbers.shape == (50, N_UNIFORMS)
     assert numbers.dtype == torch.float32
-    assert torch.equal(draw(1, 2, torch.tensor([49, 3, 3])), numbers[[49, 3, 3]])
+    assert torch.equal(sample_uniforms(1, 2, torch.tensor([49, 3, 3])), numbers[[49, 3, 3]])
     assert len({row.numpy().tobytes() for row in numbers}) == 50
-    for other in (draw(2, 2, torch.arange(50)), draw(1, 3, torch.arange(50))):
+    for other in (sample_uniforms(2, 2, torch.arange(50)), sample_uniforms(1, 3, torch.arange(50))):
         assert not (other == numbers).all(1).any()
         assert abs(np.corrcoef(other.flatten(), numbers.flatten())[0, 1]) < 0.15
-    assert not torch.equal(draw(11, 1, torch.arange(1)), draw(1, 11, torch.arange(1)))
+    assert not torch.equal(
+        sample_uniforms(11, 1, torch.arange(1)), sample_uniforms(1, 11, torch.arange(1))
+    )
 
 
 def test_the_numbers_are_uniform_and_independent() -> None:
-    numbers = draw(0, 0, torch.arange(4000)).double().numpy()
+    numbers = sample_uniforms(0, 0, torch.arange(4000)).double().numpy()
     assert numbers.min() >= 0
     assert numbers.max() < 1
     counts = np.stack([np.histogram(each, 10, (0, 1))[0] for each in numbers.T])
     assert np.abs(counts - 400).max() < 100  # five standard deviations
-    between_names = np.corrcoef(numbers.T) - np.eye(CHANCES)
+    between_names = np.corrcoef(numbers.T) - np.eye(N_UNIFORMS)
     assert np.abs(between_names).max() < 0.08
     between_neighbours = [np.corrcoef(each[1:], each[:-1])[0, 1] for each in numbers.T]
     assert np.abs(between_neighbours).max() < 0.08
@@ -100,27 +102,27 @@ def test_the_numbers_are_uniform_and_independent() -> None:
 
 def test_numbers_touch_no_generator() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    draw(0, 0, torch.arange(9))
-    EVERYTHING.apply(smooth(2, 40, 30), draw(0, 0, torch.arange(2)))
+    sample_uniforms(0, 0, torch.arange(9))
+    EVERYTHING.apply(smooth(2, 40, 30), sample_uniforms(0, 0, torch.arange(2)))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("seed", [-1, 0, 2**70])
 def test_any_whole_number_is_a_seed(seed: int) -> None:
-    assert draw(seed, 0, torch.arange(3)).isfinite().all()
+    assert sample_uniforms(seed, 0, torch.arange(3)).isfinite().all()
 
 
 # Batches
 
 
 def test_a_batch_is_changed_as_its_pictures_are_one_by_one() -> None:
-    images, chances = smooth(9, 40, 30), draw(7, 0, torch.arange(9))
-    together = EVERYTHING.apply(images, chances)
-    alone = [EVERYTHING.apply(images[i : i + 1], chances[i : i + 1]) for i in range(9)]
+    images, uniforms = smooth(9, 40, 30), sample_uniforms(7, 0, torch.arange(9))
+    together = EVERYTHING.apply(images, uniforms)
+    alone = [EVERYTHING.apply(images[i : i + 1], uniforms[i : i + 1]) for i in range(9)]
     assert torch.allclose(together, torch.cat(alone), atol=0.01)
     some = [8, 2, 5]
-    assert torch.allclose(EVERYTHING.apply(images[some], chances[some]), together[some], atol=0.01)
+    assert torch.allclose(EVERYTHING.apply(images[some], uniforms[some]), together[some], atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +146,13 @@ def test_the_pictures_that_are_given_stay_as_they_are(on: dict[str, Any], last: 
     images = smooth(5, 40, 30)
     if last:
         images = images.contiguous(memory_format=torch.channels_last)
-    before, chances = images.clone(), draw(0, 0, torch.arange(5))
-    result = Augmentation(**on).apply(images, chances)
+    before, uniforms = images.clone(), sample_uniforms(0, 0, torch.arange(5))
+    result = Augmentation(**on).apply(images, uniforms)
     assert torch.equal(images, before)
-    assert torch.equal(chances, draw(0, 0, torch.arange(5)))
+    assert torch.equal(uniforms, sample_uniforms(0, 0, torch.arange(5)))
     assert result.shape == images.shape
     assert torch.equal(result, images) == (not on)
-    again = Augmentation(**on).apply(images, chances)
+    again = Augmentation(**on).apply(images, uniforms)
     assert torch.equal(result, again)
 
 
@@ -168,7 +170,7 @@ def test_values_become_fractions_only_where_a_change_needs_them(
     on: dict[str, Any], dtype: torch.dtype
 ) -> None:
     images = smooth(5, 40, 30)
-    result = Augmentation(**on).apply(images, draw(0, 0, torch.arange(5)))
+    result = Augmentation(**on).apply(images, sample_uniforms(0, 0, torch.arange(5)))
     assert result.dtype == dtype
     assert result.min() >= -0.001
     assert result.max() <= 255.001
@@ -176,24 +178,24 @@ def test_values_become_fractions_only_where_a_change_needs_them(
 
 def test_what_comes_in_from_outside_is_black_or_the_mirrored_picture() -> None:
     images = torch.full((40, 3, 30, 30), 200, dtype=torch.uint8)
-    chances = draw(0, 0, torch.arange(40))
-    shrunk = Augmentation(zoom=(0.5, 0.5)).apply(images, chances)
+    uniforms = sample_uniforms(0, 0, torch.arange(40))
+    shrunk = Augmentation(zoom=(0.5, 0.5)).apply(images, uniforms)
     assert (shrunk[:, :, 0, 0] == 0).all()
-    mirrored = Augmentation(zoom=(0.5, 0.5), reflection=1.0).apply(images, chances)
+    mirrored = Augmentation(zoom=(0.5, 0.5), reflection=1.0).apply(images, uniforms)
     assert torch.allclose(mirrored, torch.full_like(mirrored, 200), atol=0.01)
-    mixed = Augmentation(zoom=(0.5, 0.5), reflection=0.5).apply(images, chances)
+    mixed = Augmentation(zoom=(0.5, 0.5), reflection=0.5).apply(images, uniforms)
     share = float((mixed[:, 0, 0, 0] > 100).float().mean())
     assert 0.2 < share < 0.8
     # One picture's border is not another's: alone, each is as it is in the batch.
-    one = Augmentation(zoom=(0.5, 0.5), reflection=0.5).apply(images[7:8], chances[7:8])
+    one = Augmentation(zoom=(0.5, 0.5), reflection=0.5).apply(images[7:8], uniforms[7:8])
     assert torch.equal(one, mixed[7:8])
 
 
 def test_a_blur_takes_detail_and_no_brightness_from_some_pictures() -> None:
     images = torch.randint(0, 256, (60, 3, 40, 50), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
-    chances = draw(0, 0, torch.arange(60))
-    result = Augmentation(blur=0.5).apply(images, chances)
+    uniforms = sample_uniforms(0, 0, torch.arange(60))
+    result = Augmentation(blur=0.5).apply(images, uniforms)
     changed = (result != images).flatten(1).any(1)
     assert 0.2 < float(changed.float().mean()) < 0.8
     before, after = images[changed].float(), result[changed]
@@ -203,16 +205,16 @@ def test_a_blur_takes_detail_and_no_brightness_from_some_pictures() -> None:
     assert torch.equal(result[~changed], images[~changed].float())
     # Alone, each is as it is in the batch.
     one = int(torch.nonzero(changed)[0])
-    alone = Augmentation(blur=0.5).apply(images[one : one + 1], chances[one : one + 1])
+    alone = Augmentation(blur=0.5).apply(images[one : one + 1], uniforms[one : one + 1])
     torch.testing.assert_close(alone, result[one : one + 1])
 
 
 def test_a_blur_is_that_of_torchvision() -> None:
     images = torch.randint(0, 256, (1, 3, 48, 48), generator=torch.Generator().manual_seed(1))
     images = images.to(torch.uint8)
-    chances = draw(0, 0, torch.arange(1))
-    chances[0, _NAMES.index("sigma")] = 1.0
-    result = Augmentation(blur=1.0).apply(images, chances)
+    uniforms = sample_uniforms(0, 0, torch.arange(1))
+    uniforms[0, _NAMES.index("sigma")] = 1.0
+    result = Augmentation(blur=1.0).apply(images, uniforms)
     sigma = 0.03 * 48
     reach = math.ceil(3 * sigma)
     expected = gaussian_blur(images.float(), 2 * reach + 1, sigma)
@@ -222,7 +224,7 @@ def test_a_blur_is_that_of_torchvision() -> None:
 
 def test_every_change_is_off_unless_asked_for() -> None:
     images = smooth(3, 40, 30)
-    assert torch.equal(Augmentation().apply(images, draw(0, 0, torch.arange(3))), images)
+    assert torch.equal(Augmentation().apply(images, sample_uniforms(0, 0, torch.arange(3))), images)
     assert asdict(Augmentation()) == {
         **dict.fromkeys(("horizontal_flip", "rotation", "shift", "colour", "grey"), 0.0),
         **dict.fromkeys(("downscale", "erasing", "reflection", "blur"), 0.0),
@@ -235,8 +237,8 @@ def test_every_change_is_off_unless_asked_for() -> None:
 
 def test_a_mirrored_picture_is_the_mirror_to_the_bit() -> None:
     images = smooth(4, 40, 31)
-    chances = torch.cat([chances_of(1, flip=value) for value in (0.0, 0.29, 0.3, 1.0)])
-    result = Augmentation(horizontal_flip=0.3).apply(images, chances)
+    uniforms = torch.cat([chances_of(1, flip=value) for value in (0.0, 0.29, 0.3, 1.0)])
+    result = Augmentation(horizontal_flip=0.3).apply(images, uniforms)
     assert torch.equal(result[:2], images[:2].flip(3))
     assert torch.equal(result[2:], images[2:])
 
@@ -333,8 +335,8 @@ def test_what_turns_in_from_outside_is_black() -> None:
 
 def test_colours_change_as_torchvision_does_one_after_the_other() -> None:
     images = smooth(3, 40, 30)
-    chances = chances_of(3, brightness=0.8, contrast=0.1, saturation=0.9)
-    result = Augmentation(colour=0.5).apply(images, chances)
+    uniforms = chances_of(3, brightness=0.8, contrast=0.1, saturation=0.9)
+    result = Augmentation(colour=0.5).apply(images, uniforms)
     expected = v2.functional.adjust_brightness(images.float() / 255, 1.3)
     expected = v2.functional.adjust_contrast(expected, 0.6)
     expected = v2.functional.adjust_saturation(expected, 1.4) * 255
@@ -343,8 +345,8 @@ def test_colours_change_as_torchvision_does_one_after_the_other() -> None:
 
 def test_grey_is_that_of_torchvision() -> None:
     images = smooth(2, 40, 30)
-    chances = torch.cat([chances_of(grey=0.2), chances_of(grey=0.3)])
-    result = Augmentation(grey=0.3).apply(images, chances)
+    uniforms = torch.cat([chances_of(grey=0.2), chances_of(grey=0.3)])
+    result = Augmentation(grey=0.3).apply(images, uniforms)
     expected = v2.functional.rgb_to_grayscale(images[:1], 3)
     assert (result[:1].int() - expected.int()).abs().max() <= 1
     assert torch.equal(result[1:], images[1:])
@@ -352,8 +354,8 @@ def test_grey_is_that_of_torchvision() -> None:
 
 def test_downscaling_is_there_and_back_by_torchvision() -> None:
     images = smooth(2, 60, 90)
-    chances = torch.cat([chances_of(downscale=0.2, size=0.5), chances_of(downscale=0.3)])
-    result = Augmentation(downscale=0.3).apply(images, chances)
+    uniforms = torch.cat([chances_of(downscale=0.2, size=0.5), chances_of(downscale=0.3)])
+    result = Augmentation(downscale=0.3).apply(images, uniforms)
     small = v2.functional.resize(images[:1].float(), [42, 63], antialias=True)
     expected = v2.functional.resize(small, [60, 90], antialias=True)
     assert torch.allclose(result[:1].float(), expected, atol=1)
@@ -362,7 +364,7 @@ def test_downscaling_is_there_and_back_by_torchvision() -> None:
 
 def test_what_is_erased_is_a_rectangle_within_the_picture() -> None:
     white = torch.full((300, 3, 60, 80), 255, dtype=torch.uint8)
-    result = Augmentation(erasing=0.6).apply(white, draw(0, 0, torch.arange(300)))
+    result = Augmentation(erasing=0.6).apply(white, sample_uniforms(0, 0, torch.arange(300)))
     places, shares, shapes = set(), [], []
     for image in result:
         black = image[0] == 0
@@ -441,7 +443,9 @@ def test_each_change_is_made_to_training_pictures_alone(on: dict[str, Any]) -> N
 @pytest.mark.parametrize("setting", ["horizontal_flip", "grey", "downscale", "erasing"])
 def test_probabilities_are_met_about(setting: str, chance: float) -> None:
     images = smooth(1, 30, 32).expand(500, 3, 30, 32)
-    result = Augmentation(**{setting: chance}).apply(images, draw(0, 0, torch.arange(500)))
+    result = Augmentation(**{setting: chance}).apply(
+        images, sample_uniforms(0, 0, torch.arange(500))
+    )
     changed = (result != images).flatten(1).any(1).float().mean().item()
     assert changed == pytest.approx(chance, abs=0.06)
 

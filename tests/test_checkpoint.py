@@ -16,7 +16,10 @@ from sentences import sentence
 from torch import Tensor, nn
 
 from face_gender import CLASSES
-from face_gender.checkpoint import (
+from face_gender.data.preprocessing import Preprocessing
+from face_gender.errors import InputError
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import (
     Checkpoint,
     hash64,
     load_checkpoint,
@@ -24,10 +27,7 @@ from face_gender.checkpoint import (
     read_weights,
     versions,
 )
-from face_gender.files import InputError
-from face_gender.models import build_model
-from face_gender.preprocessing import Preprocessing
-from face_gender.recipes import RECIPES, get_recipe
+from face_gender.model.recipes import RECIPES, get_recipe
 
 PLAIN_TYPES = (str, int, float, bool, type(None))
 

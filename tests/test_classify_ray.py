@@ -21,11 +21,11 @@ import pytest
 import torch
 from conftest import ROOT, draw_face, snapshot
 
-import process
+import face_gender.classify.__main__ as process
 from examples import classify_ray
-from face_gender.checkpoint import Checkpoint
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint
+from face_gender.model.recipes import get_recipe
 
 needs_ray = "needs requirements-scale.txt"
 pa = pytest.importorskip("pyarrow", reason=needs_ray)

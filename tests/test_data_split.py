@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, draw_face, make_faces, make_zip, snapshot
 from sentences import broken_archive, text_file
 
-import data_split
-from face_gender.index import read_index
+import face_gender.data.__main__ as data_split
+from face_gender.data.tables import read_index
 
 Capture = pytest.CaptureFixture[str]
 
@@ -254,7 +254,7 @@ def test_interruption_exits_130_and_writes_nothing(
     def interrupt(data: bytes, name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("face_gender.index.decode_image", interrupt)
+    monkeypatch.setattr("face_gender.data.scan.decode_image", interrupt)
     draw_face("male", 9).save(few / "male" / "m_9.bmp")
     before = snapshot(few)
     assert data_split.main([str(few)]) == 130
@@ -266,7 +266,7 @@ def test_interruption_exits_130_and_writes_nothing(
 def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(few: Path) -> None:
     code = (
         "import multiprocessing, os, signal, sys\n"
-        "import data_split, face_gender.index as index\n"
+        "import face_gender.data.__main__ as data_split, face_gender.data.scan as index\n"
         # A shell's background job, as CI may be, starts with Ctrl-C ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Bar(index.tqdm):\n"

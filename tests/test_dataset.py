@@ -15,12 +15,14 @@ from PIL import Image
 from sentences import sentence
 from torch import Tensor
 
-from face_gender.augmentation import Augmentation, draw
-from face_gender.dataset import Batch, FaceDataset, FaceLoader, select_split
-from face_gender.files import FolderSource, InputError
-from face_gender.images import UnreadableImage, load_pixels
-from face_gender.index import create_csv, read_index
-from face_gender.preprocessing import Preprocessing
+from face_gender.data.augmentation import Augmentation, sample_uniforms
+from face_gender.data.dataset import Batch, FaceDataset, FaceLoader, select_split
+from face_gender.data.images import UnreadableImage, load_pixels
+from face_gender.data.index import create_csv
+from face_gender.data.preprocessing import Preprocessing
+from face_gender.data.sources import FolderSource
+from face_gender.data.tables import read_index
+from face_gender.errors import InputError
 
 PLAIN = Preprocessing(12, 10, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 SHAKEN = Preprocessing(12, 10, augmentation=Augmentation(0.5, 30))
@@ -368,9 +370,9 @@ def test_eval_and_train_batches_differ_by_the_augmentation_alone(
 ) -> None:
     shaken = FaceDataset(index, "val", faces, SHAKEN.train_transform())
     found = FaceLoader(shaken, 3, workers=workers, seed=8)
-    chances = draw(8, 5, torch.arange(len(shaken)))
+    uniforms = sample_uniforms(8, 5, torch.arange(len(shaken)))
     pixels = torch.stack([SHAKEN.resized(load_pixels(faces / str(path))) for path in shaken.paths])
-    expected = SHAKEN.train_transform().finish(pixels, chances)
+    expected = SHAKEN.train_transform().finish(pixels, uniforms)
     assert torch.allclose(images_of(batches(found, 5)), expected, atol=1e-5)
     still = FaceDataset(index, "val", faces, SHAKEN.eval_transform())
     plain = SHAKEN.normalized(pixels)

@@ -21,15 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentences import sentence
 
-from face_gender import distributed, train
-from face_gender.checkpoint import load_checkpoint
-from face_gender.dataset import EpochSampler
-from face_gender.distributed import Share, World, as_one_batch, join
-from face_gender.files import InputError
-from face_gender.index import create_csv, write_index
-from face_gender.recipes import get_recipe
-from face_gender.run_folder import RunFolder
-from face_gender.training import train as training
+from face_gender.data.dataset import EpochSampler
+from face_gender.data.index import create_csv
+from face_gender.data.tables import write_index
+from face_gender.errors import InputError
+from face_gender.model.checkpoint import load_checkpoint
+from face_gender.model.recipes import get_recipe
+from face_gender.train import __main__ as train
+from face_gender.train import distributed
+from face_gender.train.distributed import Share, World, as_one_batch, join
+from face_gender.train.loop import train as training
+from face_gender.train.run_folder import RunFolder
 
 LIMIT = 300
 
@@ -337,7 +339,7 @@ def test_what_another_process_leaves_behind_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail() -> None:
-        with distributed.in_one_sentence():
+        with distributed.as_input_error():
             raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
 
     with pytest.raises(RuntimeError):

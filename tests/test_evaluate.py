@@ -21,16 +21,18 @@ import torch
 from conftest import ROOT, draw_face, heed_ctrl_c, make_faces, make_zip, snapshot
 from PIL import Image
 
-from face_gender import CLASSES, evaluate
-from face_gender.checkpoint import Checkpoint, load_checkpoint
-from face_gender.dataset import UnreadablePictureWarning
-from face_gender.evaluation import evaluate as evaluation_of
-from face_gender.index import create_csv, read_index, write_index
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
-from face_gender.report import EVERY, THRESHOLDS, by_value
-from face_gender.robustness import CONDITIONS, Condition, try_conditions
-from face_gender.training import train
+from face_gender import CLASSES
+from face_gender.data.dataset import UnreadablePictureWarning
+from face_gender.data.index import create_csv
+from face_gender.data.tables import read_index, write_index
+from face_gender.evaluate import __main__ as evaluate
+from face_gender.evaluate.predict import evaluate as evaluation_of
+from face_gender.evaluate.report import EVERY, THRESHOLDS, by_value
+from face_gender.evaluate.robustness import CONDITIONS, Condition, try_conditions
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.recipes import get_recipe
+from face_gender.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -478,7 +480,7 @@ def test_ctrl_c_writes_nothing_and_says_so(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("face_gender.evaluation.evaluate", interrupt)
+    monkeypatch.setattr("face_gender.evaluate.predict.evaluate", interrupt)
     assert command(place) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list((place / "out").iterdir()) == []

@@ -16,14 +16,16 @@ import torch
 from conftest import ROOT, draw_face, make_faces
 from sentences import sentence
 
-import process
-from face_gender import engines, export, inference
-from face_gender.checkpoint import Checkpoint, load_checkpoint
-from face_gender.engines import MARGIN, OpenVino
-from face_gender.files import InputError
-from face_gender.inference import Classifier, load_classifier
-from face_gender.models import build_model, probabilities_of
-from face_gender.recipes import get_recipe
+import face_gender.classify.__main__ as process
+from face_gender.classify import classifier as inference
+from face_gender.classify import engines
+from face_gender.classify.classifier import Classifier, load_classifier
+from face_gender.classify.engines import MARGIN, OpenVino
+from face_gender.errors import InputError
+from face_gender.export import __main__ as export
+from face_gender.model.architectures import build_model, probabilities_of
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.recipes import get_recipe
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -390,7 +392,9 @@ def test_without_the_engine_none_of_its_libraries_is_loaded(
 ) -> None:
     arguments = [str(pictures), "--recursive", "--weights", str(exported), "--quiet"]
     arguments += ["--output", str(tmp_path / "r.json"), "--engine", "torch"]
-    loaded = loaded_after(f"import process\nassert process.main({arguments!r}) == 0")
+    loaded = loaded_after(
+        f"import face_gender.classify.__main__ as process\nassert process.main({arguments!r}) == 0"
+    )
     assert "torch" in loaded
     assert loaded.isdisjoint({"openvino", "openvino_telemetry", "onnx", "onnxruntime"})
 

@@ -22,17 +22,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from face_gender import files
-from face_gender.files import (
+from face_gender.data.sources import (
     ArchiveSource,
     FolderSource,
-    InputError,
-    check_output,
-    copy_atomically,
     find_images,
-    has_image_suffix,
     image_names,
     is_hidden,
     open_source,
+)
+from face_gender.errors import InputError
+from face_gender.files import (
+    check_output,
+    copy_atomically,
+    has_image_suffix,
     read_file,
     write_atomically,
 )
@@ -366,7 +368,7 @@ def test_directory_is_read_as_zipfile_reads_it(
     with zipfile.ZipFile(path) as opened:
         contents = {files._member_name(info): opened.read(info) for info in opened.infolist()}
     outside = {name for name, _ in source.unlisted}
-    assert outside == {name for name in contents if files.leads_out(name)}
+    assert outside == {name for name in contents if files.is_outside(name)}
     inside = {name: data for name, data in contents.items() if name not in outside}
     assert {name: source.read(name) for name in inside} == inside
 

@@ -33,18 +33,22 @@ from conftest import ROOT, draw_face, make_faces, make_zip, snapshot
 from PIL import Image
 from sentences import sentence
 
-import data_split
-import process
-from face_gender import CLASSES, engines, export, files
-from face_gender.checkpoint import Checkpoint, load_checkpoint, read_weights
-from face_gender.dataset import FaceDataset
-from face_gender.files import ArchiveSource, FolderSource, InputError, find_images, open_source
-from face_gender.images import UnreadableImage, decode_image, decode_pixels, load_image
-from face_gender.index import create_csv, read_index
-from face_gender.inference import classify, load_classifier
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
-from face_gender.training import train
+import face_gender.classify.__main__ as process
+import face_gender.data.__main__ as data_split
+from face_gender import CLASSES, files
+from face_gender.classify import engines
+from face_gender.classify.classifier import classify, load_classifier
+from face_gender.data.dataset import FaceDataset
+from face_gender.data.images import UnreadableImage, decode_image, decode_pixels, load_image
+from face_gender.data.index import create_csv
+from face_gender.data.sources import ArchiveSource, FolderSource, find_images, open_source
+from face_gender.data.tables import read_index
+from face_gender.errors import InputError
+from face_gender.export import __main__ as export
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint, read_weights
+from face_gender.model.recipes import get_recipe
+from face_gender.train.loop import train
 
 Capture = pytest.CaptureFixture[str]
 ON_UNIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names, no devices")

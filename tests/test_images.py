@@ -22,9 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from face_gender import images
-from face_gender.files import open_source
-from face_gender.images import (
+from face_gender.data import images
+from face_gender.data.images import (
     MAX_PIXELS,
     UnreadableImage,
     decode_image,
@@ -32,6 +31,7 @@ from face_gender.images import (
     load_image,
     load_pixels,
 )
+from face_gender.data.sources import open_source
 
 SIZE = (12, 7)
 GREY = (100, 100, 100)

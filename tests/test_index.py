@@ -23,23 +23,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from sentences import sentence
 
-import face_gender.index as index_module
+import face_gender.data.scan as index_module
 from face_gender import CLASSES
-from face_gender.files import ArchiveSource, FolderSource, InputError, Source, leads_out
-from face_gender.images import UnreadableImage, decode_image
-from face_gender.index import (
-    SPLITS,
-    IndexReport,
-    _hash_one,
-    create_csv,
-    find_data,
-    hashes_of,
-    list_pictures,
-    read_index,
-    split_rows,
-    write_index,
-)
-from face_gender.sound import sound_size
+from face_gender.data.images import UnreadableImage, decode_image
+from face_gender.data.index import IndexReport, create_csv, find_data, list_pictures
+from face_gender.data.scan import _hash_one, hashes_of
+from face_gender.data.sound import sound_size
+from face_gender.data.sources import ArchiveSource, FolderSource, Source, is_outside
+from face_gender.data.split import SPLITS, split_rows
+from face_gender.data.tables import read_index, write_index
+from face_gender.errors import InputError
 
 SHARES = (70, 15, 15)
 
@@ -434,7 +427,7 @@ def test_interrupted_hashing_writes_nothing(few: Path, monkeypatch: pytest.Monke
 
     draw_face("male", 9).save(few / "male" / "m_9.bmp")
     before = snapshot(few)
-    monkeypatch.setattr("face_gender.index.decode_image", interrupt)
+    monkeypatch.setattr("face_gender.data.scan.decode_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         index(few)
     assert snapshot(few) == before
@@ -597,8 +590,8 @@ def mixed(few: Path) -> Path:
 
 
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("face_gender.index._WORTH_PROCESSES", 1)
-    monkeypatch.setattr("face_gender.index._CHUNK", 2)
+    monkeypatch.setattr("face_gender.data.scan._WORTH_PROCESSES", 1)
+    monkeypatch.setattr("face_gender.data.scan._CHUNK", 2)
 
 
 @pytest.mark.parametrize("archive", [False, True])
@@ -608,8 +601,8 @@ def test_processes_give_the_index_that_threads_give(
     data = make_zip(mixed, tmp_path / "faces.zip") if archive else mixed
     of_threads = index(data, output=tmp_path / "threads.csv")
     in_processes(monkeypatch)
-    monkeypatch.setattr("face_gender.index._hash_one", None)  # in this process alone
-    monkeypatch.setattr("face_gender.index._start_worker", start_with_hash_one)
+    monkeypatch.setattr("face_gender.data.scan._hash_one", None)  # in this process alone
+    monkeypatch.setattr("face_gender.data.scan._start_worker", start_with_hash_one)
     of_processes = index(data, output=tmp_path / "processes.csv")
     pd.testing.assert_frame_equal(of_processes.table, of_threads.table)
     assert of_processes.unreadable == of_threads.unreadable
@@ -628,7 +621,7 @@ def test_spawned_workers_give_the_same_index(mixed: Path, tmp_path: Path) -> Non
     code = (
         "import multiprocessing, sys\n"
         "multiprocessing.set_start_method('spawn')\n"
-        "import face_gender.index as index\n"
+        "import face_gender.data.scan as index\n"
         "index._WORTH_PROCESSES = index._CHUNK = 1\n"
         "index._hash_one = None\n"  # in this process alone
         "index.create_csv(sys.argv[1], sys.argv[2], progress=False)\n"
@@ -651,7 +644,7 @@ def test_killed_workers_cost_nothing_but_time(
 ) -> None:
     expected = index(mixed, output=tmp_path / "threads.csv").path.read_bytes()
     in_processes(monkeypatch)
-    monkeypatch.setattr(f"face_gender.index.{name}", die)
+    monkeypatch.setattr(f"face_gender.data.scan.{name}", die)
     assert index(mixed).path.read_bytes() == expected
 
 
@@ -664,7 +657,7 @@ def test_where_no_processes_can_be_had_threads_hash(
 
     expected = index(mixed, output=tmp_path / "threads.csv").path.read_bytes()
     in_processes(monkeypatch)
-    monkeypatch.setattr("face_gender.index.ProcessPoolExecutor", refuse)
+    monkeypatch.setattr("face_gender.data.scan.ProcessPoolExecutor", refuse)
     assert index(mixed).path.read_bytes() == expected
 
 
@@ -748,7 +741,7 @@ def test_any_name_survives_writing_and_reading(
     names: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     texts = [name.decode("utf-8", "surrogateescape") + ".jpg" for name in names]
-    assume(not any(leads_out(text) for text in texts))  # which is refused
+    assume(not any(is_outside(text) for text in texts))  # which is refused
     table = pd.DataFrame({"path": pd.Series(texts, dtype=object), "label": 0})
     path = tmp_path_factory.mktemp("names") / "index.csv"
     write_index(table, path)
@@ -863,7 +856,7 @@ def test_csv_that_is_no_index_is_refused_in_one_sentence(
 
 
 def test_hashes_of_unreadable_names_are_empty(few: Path) -> None:
-    from face_gender.files import open_source
+    from face_gender.data.sources import open_source
 
     content = (few / "male" / "m_0.jpg").read_bytes()
     found = hashes_of(open_source(few), ["male/m_0.jpg", "male/none.jpg"])

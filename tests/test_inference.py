@@ -11,23 +11,18 @@ from conftest import ROOT, draw_face, make_faces, make_zip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from face_gender.checkpoint import Checkpoint
-from face_gender.dataset import FaceDataset
+from face_gender.classify.classifier import Classifier, choose_load, classify, load_classifier
+from face_gender.classify.results import Prediction, Skipped
+from face_gender.data.dataset import FaceDataset
+from face_gender.data.images import load_image, load_pixels
+from face_gender.data.index import create_csv
+from face_gender.data.preprocessing import Preprocessing
+from face_gender.data.sources import open_source
 from face_gender.devices import mixed_precision
-from face_gender.files import InputError, open_source
-from face_gender.images import load_image, load_pixels
-from face_gender.index import create_csv
-from face_gender.inference import (
-    Classifier,
-    Prediction,
-    Skipped,
-    choose_load,
-    classify,
-    load_classifier,
-)
-from face_gender.models import build_model
-from face_gender.preprocessing import Preprocessing
-from face_gender.recipes import RECIPES, get_recipe
+from face_gender.errors import InputError
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint
+from face_gender.model.recipes import RECIPES, get_recipe
 
 
 def make_checkpoint(recipe_name: str) -> Checkpoint:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentences import sentence
 
-from face_gender.files import FolderSource, InputError, open_source
-from face_gender.journal import Journal, Scores
+from face_gender.classify.resume import Journal, Scores
+from face_gender.data.sources import FolderSource, open_source
+from face_gender.errors import InputError
 
 ORIGIN = {"weights": ["abc"], "classes": ["male", "female"], "device": "cpu"}
 NAMES = [f"{i}.jpg" for i in range(7)]
@@ -250,7 +251,7 @@ def test_a_disk_that_fills_up_at_any_byte_is_a_sentence_and_keeps_the_rest(
             return open(path, mode) if mode == "rb" else NearlyFull(path, mode, room)
 
         with monkeypatch.context() as patch:
-            patch.setattr("face_gender.journal.open", opened, raising=False)
+            patch.setattr("face_gender.classify.resume.open", opened, raising=False)
             with pytest.raises(InputError, match="No space left on device") as caught:
                 write(output, NAMES)
         assert "--resume" in sentence(caught)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from face_gender.metrics import (
+from face_gender.evaluate.metrics import (
     Evaluation,
     cross_entropy,
     fit_temperature,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from sentences import sentence
 from torch import Tensor, nn
 
-from face_gender.files import InputError
-from face_gender.models import (
+from face_gender.data.preprocessing import Preprocessing
+from face_gender.errors import InputError
+from face_gender.model.architectures import (
     average_into,
     build_model,
     check_arch,
@@ -31,8 +32,7 @@ from face_gender.models import (
     to_device,
     train_mode,
 )
-from face_gender.preprocessing import Preprocessing
-from face_gender.recipes import RECIPES
+from face_gender.model.recipes import RECIPES
 
 ALL = torchvision.models.list_models(module=torchvision.models)
 # Their builders calculate with tensors, which the meta device has no numbers for.

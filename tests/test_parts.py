@@ -12,13 +12,14 @@ import pytest
 from conftest import make_faces, snapshot
 from sentences import sentence
 
-from face_gender.files import InputError, find_images
+from face_gender.data.sources import find_images
+from face_gender.errors import InputError
 
 pa = pytest.importorskip("pyarrow", reason="needs requirements-scale.txt")
 fsspec = pytest.importorskip("fsspec", reason="needs requirements-scale.txt")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs requirements-scale.txt")
 
-from face_gender.parts import (  # noqa: E402
+from face_gender.parts import (
     Place,
     Plan,
     answers_schema,

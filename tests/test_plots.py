@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from face_gender import plots
-from face_gender.dataset import FaceDataset
-from face_gender.files import open_source
-from face_gender.index import create_csv
-from face_gender.inference import Prediction
-from face_gender.metrics import Evaluation
-from face_gender.preprocessing import Preprocessing
-from face_gender.report import EVERY, THRESHOLDS, Tried
-from face_gender.robustness import CONDITIONS
-from face_gender.training import EpochReport
+from face_gender.classify.results import Prediction
+from face_gender.data.dataset import FaceDataset
+from face_gender.data.index import create_csv
+from face_gender.data.preprocessing import Preprocessing
+from face_gender.data.sources import open_source
+from face_gender.evaluate.metrics import Evaluation
+from face_gender.evaluate.report import EVERY, THRESHOLDS, Tried
+from face_gender.evaluate.robustness import CONDITIONS
+from face_gender.train.loop import EpochReport
 
 
 def make_result(paths: list[str], answers: list[float]) -> Evaluation:
@@ -55,8 +55,8 @@ def test_batch_grid_puts_the_colours_back() -> None:
     picture = Image.new("RGB", (6, 8), (250, 130, 10))
     batch = preprocessing.eval_transform()(picture).unsqueeze(0)
     figure = plots.batch_grid(batch, torch.tensor([1]), preprocessing, columns=1)
-    shown = np.asarray(figure.axes[0].images[0].get_array())
-    assert np.abs(shown.astype(int) - [250, 130, 10]).max() <= 1
+    printable = np.asarray(figure.axes[0].images[0].get_array())
+    assert np.abs(printable.astype(int) - [250, 130, 10]).max() <= 1
     assert figure.axes[0].get_title() == "female"
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
-from face_gender.augmentation import CHANCES, Augmentation, draw
-from face_gender.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, stack
+from face_gender.data.augmentation import N_UNIFORMS, Augmentation, sample_uniforms
+from face_gender.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, stack
 
 NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves values in 0..1
 
@@ -301,13 +301,13 @@ def test_pictures_are_stacked_channels_last() -> None:
 def test_a_batch_is_finished_as_its_pictures_are() -> None:
     shaken = Augmentation(0.5, 20, (0.8, 1.2), 0.1, 0.3, 0.3, 0.3, 0.3)
     preprocessing = Preprocessing(40, 30, augmentation=shaken)
-    images, chances = noise(6, 3, 40, 30), draw(3, 1, torch.arange(6))
+    images, uniforms = noise(6, 3, 40, 30), sample_uniforms(3, 1, torch.arange(6))
     for transform in (preprocessing.eval_transform(), preprocessing.train_transform()):
-        together = transform.finish(images, chances)
-        alone = [transform.finish(images[i : i + 1], chances[i : i + 1]) for i in range(6)]
+        together = transform.finish(images, uniforms)
+        alone = [transform.finish(images[i : i + 1], uniforms[i : i + 1]) for i in range(6)]
         assert torch.allclose(together, torch.cat(alone), atol=1e-4)
         assert together.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(together, preprocessing.eval_transform().finish(images, chances))
+    assert not torch.equal(together, preprocessing.eval_transform().finish(images, uniforms))
 
 
 def test_one_picture_is_finished_as_a_batch_is() -> None:
@@ -317,9 +317,9 @@ def test_one_picture_is_finished_as_a_batch_is() -> None:
     torch.manual_seed(5)
     alone = transform(image)
     torch.manual_seed(5)
-    chances = torch.rand(1, CHANCES)
+    uniforms = torch.rand(1, N_UNIFORMS)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    batch = transform.finish(preprocessing.resized(pixels)[None], chances)
+    batch = transform.finish(preprocessing.resized(pixels)[None], uniforms)
     assert torch.equal(alone, batch[0])
     torch.manual_seed(5)
     assert torch.equal(transform(pixels), alone)

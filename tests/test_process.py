@@ -15,13 +15,13 @@ import torch
 from conftest import ROOT, draw_face, make_faces, make_zip, snapshot
 from PIL import Image
 
-import process
+import face_gender.classify.__main__ as process
 from face_gender import RECIPE_NAMES
-from face_gender.checkpoint import load_checkpoint
-from face_gender.index import create_csv
-from face_gender.models import build_model
-from face_gender.recipes import RECIPES, get_recipe
-from face_gender.training import train
+from face_gender.data.index import create_csv
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import load_checkpoint
+from face_gender.model.recipes import RECIPES, get_recipe
+from face_gender.train.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,14 @@ import pytest
 import torch
 from conftest import ROOT, draw_face, heed_ctrl_c, make_zip, snapshot
 
-import process
-from face_gender import files, inference, interruption
-from face_gender.checkpoint import Checkpoint
-from face_gender.inference import Classifier
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
+import face_gender.classify.__main__ as process
+from face_gender import console as interruption
+from face_gender import files
+from face_gender.classify import classifier as inference
+from face_gender.classify.classifier import Classifier
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint
+from face_gender.model.recipes import get_recipe
 
 COUNT = 20
 NAMES = [f"{i:02}.jpg" for i in range(COUNT)]

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import data_split
 import face_gender.audit.__main__
+import face_gender.classify.__main__ as process
+import face_gender.data.__main__ as data_split
 import face_gender.evaluate
 import face_gender.export
 import face_gender.train
-import process
 from examples import classify_ray
-from face_gender.recipes import RECIPES
+from face_gender.model.recipes import RECIPES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -11,10 +11,10 @@ from sentences import sentence
 
 import face_gender
 from face_gender import CLASSES
-from face_gender.augmentation import Augmentation
-from face_gender.files import InputError
-from face_gender.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from face_gender.recipes import RECIPES, Recipe, get_recipe
+from face_gender.data.augmentation import Augmentation
+from face_gender.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from face_gender.errors import InputError
+from face_gender.model.recipes import RECIPES, Recipe, get_recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "resnet18": {

@@ -20,15 +20,17 @@ import torch
 from conftest import ROOT, heed_ctrl_c, make_faces
 from sentences import sentence
 
-from face_gender import run_folder, train
-from face_gender.checkpoint import load_checkpoint
-from face_gender.dataset import UnreadablePictureWarning
-from face_gender.files import InputError, write_atomically
-from face_gender.index import IndexReport, create_csv
-from face_gender.recipes import Recipe, get_recipe
-from face_gender.run_folder import RunFolder
-from face_gender.training import EpochReport
-from face_gender.training import train as training
+from face_gender.data.dataset import UnreadablePictureWarning
+from face_gender.data.index import IndexReport, create_csv
+from face_gender.errors import InputError
+from face_gender.files import write_atomically
+from face_gender.model.checkpoint import load_checkpoint
+from face_gender.model.recipes import Recipe, get_recipe
+from face_gender.train import __main__ as train
+from face_gender.train import run_folder as run_folder
+from face_gender.train.loop import EpochReport
+from face_gender.train.loop import train as training
+from face_gender.train.run_folder import RunFolder
 
 QUICK = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)
 RECIPES = {
@@ -264,7 +266,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, at: int, before: bool) -> None:
             raise Crash
 
     monkeypatch.setattr("face_gender.files.write_atomically", write)
-    monkeypatch.setattr("face_gender.checkpoint.write_atomically", write)
+    monkeypatch.setattr("face_gender.model.checkpoint.write_atomically", write)
     monkeypatch.setattr(run_folder, "write_atomically", write)
 
 
@@ -369,8 +371,8 @@ def test_the_command_trains_and_says_what_it_reached(
     command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(command("--epochs", "2")) == 0
-    shown = capsys.readouterr()
-    lines = shown.out.splitlines()
+    printable = capsys.readouterr()
+    lines = printable.out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert "recall male" in lines[0]
     assert load_checkpoint(tmp_path / "w" / "best.pth").recipe.epochs == 2

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from face_gender.robustness import CONDITIONS, Condition, blurred, coarse, reframed
+from face_gender.evaluate.robustness import CONDITIONS, Condition, blurred, coarse, reframed
 
 sides = st.integers(8, 60)
 

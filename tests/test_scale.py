@@ -15,12 +15,13 @@ import torch
 from conftest import draw_face
 from sentences import sentence
 
-import process
+import face_gender.classify.__main__ as process
 from face_gender import scale
-from face_gender.checkpoint import Checkpoint, load_checkpoint
-from face_gender.files import InputError, read_file
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
+from face_gender.errors import InputError
+from face_gender.files import read_file
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.recipes import get_recipe
 from face_gender.scale import FaceClassifier
 
 COUNT = 12

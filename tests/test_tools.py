@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import draw_face, make_faces
 
-from face_gender.index import read_index, write_index
+from face_gender.data.tables import read_index, write_index
 from tools import compare, descriptors, pretrain, sources, teacher
 
 

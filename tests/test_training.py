@@ -20,20 +20,19 @@ from conftest import draw_face, make_faces, make_zip, snapshot
 from sentences import sentence
 from torch import nn
 
-from face_gender import CLASSES, devices, evaluation, training
-from face_gender.checkpoint import Checkpoint, hash64, load_checkpoint
-from face_gender.dataset import UnreadablePictureWarning, soft_labels
-from face_gender.evaluation import LeakError, evaluate
-from face_gender.files import InputError
-from face_gender.index import IndexReport, create_csv, read_index
-from face_gender.metrics import Evaluation, fit_temperature
-from face_gender.models import build_model
-from face_gender.recipes import Recipe, get_recipe
-from face_gender.training import (
-    EpochReport,
-    _schedule,
-    train,
-)
+from face_gender import CLASSES, devices
+from face_gender.data.dataset import UnreadablePictureWarning, soft_labels
+from face_gender.data.index import IndexReport, create_csv
+from face_gender.data.tables import read_index
+from face_gender.errors import InputError
+from face_gender.evaluate import predict as evaluation
+from face_gender.evaluate.metrics import Evaluation, fit_temperature
+from face_gender.evaluate.predict import LeakError, evaluate
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, hash64, load_checkpoint
+from face_gender.model.recipes import Recipe, get_recipe
+from face_gender.train import loop as training
+from face_gender.train.loop import EpochReport, _schedule, train
 
 QUICK = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)
 ONE_EPOCH = replace(QUICK, epochs=1, batch_size=16)
@@ -239,10 +238,10 @@ def test_progress_is_shown_by_two_bars(
     data: Path, index: IndexReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(ONE_EPOCH, index, data, tmp_path / "w", progress=True)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "compact_cnn" in shown.err
-    assert "epoch 0" in shown.err
+    printable = capsys.readouterr()
+    assert printable.out == ""
+    assert "compact_cnn" in printable.err
+    assert "epoch 0" in printable.err
     run(ONE_EPOCH, index, data, tmp_path / "w")
     assert capsys.readouterr().err == ""
 
@@ -378,7 +377,7 @@ def test_without_a_schedule_the_learning_rate_stays(
     assert set(rates) == {QUICK.learning_rate}
 
 
-@pytest.mark.filterwarnings("ignore::face_gender.dataset.UnreadablePictureWarning")
+@pytest.mark.filterwarnings("ignore::face_gender.data.dataset.UnreadablePictureWarning")
 def test_one_cycle_bears_pictures_that_are_left_out(
     data: Path, index: IndexReport, tmp_path: Path
 ) -> None:

@@ -29,18 +29,21 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from face_gender.audit import embeddings, labels, pictures, strangers
+from face_gender.audit import embeddings, labels, outliers, pictures
 from face_gender.audit.duplicates import Pairs, near_duplicates
 from face_gender.audit.findings import Judged
 from face_gender.audit.run import AuditReport, audit, default_weights
-from face_gender.checkpoint import load_checkpoint
-from face_gender.evaluation import evaluate
-from face_gender.files import FolderSource, InputError, find_images, open_source
-from face_gender.images import UnreadableImage, load_image
-from face_gender.index import list_pictures, split_rows, write_index
-from face_gender.metrics import wilson_interval
-from face_gender.recipes import get_recipe
-from face_gender.training import train
+from face_gender.data.images import UnreadableImage, load_image
+from face_gender.data.index import list_pictures
+from face_gender.data.sources import FolderSource, find_images, open_source
+from face_gender.data.split import split_rows
+from face_gender.data.tables import write_index
+from face_gender.errors import InputError
+from face_gender.evaluate.metrics import wilson_interval
+from face_gender.evaluate.predict import evaluate
+from face_gender.model.checkpoint import load_checkpoint
+from face_gender.model.recipes import get_recipe
+from face_gender.train.loop import train
 from tools import plant
 
 FOLDS = 5
@@ -200,7 +203,7 @@ def report_strangers(
         own = embeddings.embed_all(load_checkpoint(path), table, FolderSource(folder), 2, int)
         embedded.append(np.concatenate([stage(options, f"embeddings_{i}")["early"], own["early"]]))
     good = np.concatenate([measured["reason"] == "", np.ones(len(kinds), dtype=bool)])
-    flagged = strangers.strangeness(embedded, good) > 0
+    flagged = outliers.strangeness(embedded, good) > 0
     real, planted = flagged[: len(report.table)], flagged[len(report.table) :]
     by_kind = {
         kind: f"{int(planted[np.array(kinds) == kind].sum())}/{kinds.count(kind)}"

@@ -26,12 +26,13 @@ import pandas as pd
 from torch import Tensor
 
 from face_gender import CLASSES
-from face_gender.augmentation import Augmentation, to_grey
-from face_gender.evaluation import evaluate
-from face_gender.index import find_data, read_index
-from face_gender.metrics import Evaluation, wilson_interval
-from face_gender.recipes import Recipe, get_recipe
-from face_gender.training import train
+from face_gender.data.augmentation import Augmentation, to_grey
+from face_gender.data.index import find_data
+from face_gender.data.tables import read_index
+from face_gender.evaluate.metrics import Evaluation, wilson_interval
+from face_gender.evaluate.predict import evaluate
+from face_gender.model.recipes import Recipe, get_recipe
+from face_gender.train.loop import train
 
 TRAIN_ROWS, VAL_ROWS = 6_000, 2_000
 SOURCES = ("utkface", "celeba64")

@@ -25,9 +25,10 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from face_gender.files import InputError
-from face_gender.images import load_image
-from face_gender.index import find_data, read_index
+from face_gender.data.images import load_image
+from face_gender.data.index import find_data
+from face_gender.data.tables import read_index
+from face_gender.errors import InputError
 
 CHUNK = 32
 # Left, top, right and bottom of the face within a tight crop, as shares of its sides.

@@ -33,8 +33,9 @@ sys.path.insert(0, str(ROOT))
 
 import face_gender.inference  # noqa: E402 - what a child would import
 import face_gender.training  # noqa: E402, F401
-from face_gender.checkpoint import load_checkpoint  # noqa: E402
-from face_gender.index import create_csv  # noqa: E402
+
+from face_gender.data.index import create_csv  # noqa: E402
+from face_gender.model.checkpoint import load_checkpoint  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What a child may end with after each: killed, or in its own words.

@@ -20,14 +20,17 @@ import torch
 from PIL import Image
 
 from face_gender import CLASSES
-from face_gender.checkpoint import Checkpoint, load_checkpoint
-from face_gender.dataset import FaceDataset
-from face_gender.files import InputError, find_images, open_source
-from face_gender.images import UnreadableImage, decode_image, decode_pixels
-from face_gender.index import create_csv, read_index
-from face_gender.inference import Prediction, load_classifier, write_results
-from face_gender.models import build_model
-from face_gender.recipes import get_recipe
+from face_gender.classify.classifier import load_classifier
+from face_gender.classify.results import Prediction, write_results
+from face_gender.data.dataset import FaceDataset
+from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
+from face_gender.data.index import create_csv
+from face_gender.data.sources import find_images, open_source
+from face_gender.data.tables import read_index
+from face_gender.errors import InputError
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.recipes import get_recipe
 
 _WHEN = (2024, 1, 2, 3, 4, 6)  # the same seeds whenever they are made
 _INTERESTING = (0, 1, 2, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1)

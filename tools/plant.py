@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from face_gender.files import Source
-from face_gender.images import load_image
+from face_gender.data.images import load_image
+from face_gender.data.sources import Source
 
 Generator = np.random.Generator
 
@@ -108,7 +108,7 @@ def background(image: Image.Image, rng: Generator, side: int) -> Image.Image:
     return image.crop((left, 0, left + width, height)).resize((side, side))
 
 
-def strangers(
+def outliers(
     rng: Generator, count: int, side: int, portraits: Source, names: Sequence[str]
 ) -> list[tuple[str, bytes]]:
     """Return ``count`` (kind, JPEG) in equal parts of STRANGERS and of backgrounds."""

@@ -34,17 +34,18 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from face_gender import CLASSES
-from face_gender.checkpoint import Checkpoint, hash64
-from face_gender.dataset import FaceDataset, FaceLoader, select_split, soft_labels
+from face_gender.data.dataset import FaceDataset, FaceLoader, select_split, soft_labels
+from face_gender.data.index import find_data
+from face_gender.data.tables import read_index
 from face_gender.devices import forward, keep_freed_memory, mixed_precision
-from face_gender.evaluation import predict
-from face_gender.files import InputError
-from face_gender.index import find_data, read_index
-from face_gender.metrics import fit_temperature
-from face_gender.models import average_into, build_model, to_device
-from face_gender.recipes import Recipe, get_recipe
-from face_gender.report import by_value
-from face_gender.training import _optimizer, _schedule, _start
+from face_gender.errors import InputError
+from face_gender.evaluate.metrics import fit_temperature
+from face_gender.evaluate.predict import predict
+from face_gender.evaluate.report import by_value
+from face_gender.model.architectures import average_into, build_model, to_device
+from face_gender.model.checkpoint import Checkpoint, hash64
+from face_gender.model.recipes import Recipe, get_recipe
+from face_gender.train.loop import _optimizer, _schedule, _start
 from tools.sources import BANDS, RACES
 from tools.teacher import read_descriptors
 

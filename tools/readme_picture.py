@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from face_gender.files import InputError, find_images
-from face_gender.inference import Prediction, classify, load_classifier
+from face_gender.classify.classifier import classify, load_classifier
+from face_gender.classify.results import Prediction
+from face_gender.data.sources import find_images
+from face_gender.errors import InputError
 from face_gender.plots import answers_grid
 
 ROOT = Path(__file__).resolve().parent.parent

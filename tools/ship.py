@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from face_gender.checkpoint import load_checkpoint
-from face_gender.evaluation import evaluate
-from face_gender.files import InputError
-from face_gender.index import find_data, read_index
+from face_gender.data.index import find_data
+from face_gender.data.tables import read_index
+from face_gender.errors import InputError
+from face_gender.evaluate.predict import evaluate
+from face_gender.model.checkpoint import load_checkpoint
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model_weights" / "shipped.pth"
 

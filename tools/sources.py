@@ -24,8 +24,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from face_gender.files import InputError
-from face_gender.index import create_csv, write_index
+from face_gender.data.index import create_csv
+from face_gender.data.tables import write_index
+from face_gender.errors import InputError
 
 BANDS = {0: "0-3", 4: "4-12", 13: "13-19", 20: "20-29", 30: "30-44", 45: "45-59", 60: "60-116"}
 RACES = ("White", "Black", "Asian", "Indian", "other")

@@ -20,7 +20,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from face_gender.index import read_index, write_index
+from face_gender.data.tables import read_index, write_index
 
 
 def read_descriptors(paths: list[Path]) -> dict[str, npt.NDArray[np.float32]]:

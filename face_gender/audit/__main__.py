@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from face_gender import RECIPE_NAMES
-from face_gender.files import InputError, bear_all_names, in_words, tell
+from face_gender.console import run_command
+from face_gender.errors import InputError
 
 _NAME = "face_gender.audit"
 _NEEDED = ("cleanlab", "cleanvision", "faiss", "scipy", "sklearn")
@@ -59,7 +60,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments)
-    bear_all_names()
+    sentence = "interrupted; the same command goes on after the last finished stage."
+    return run_command(_NAME, lambda: run(options), sentence)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Audit the data set and print what was found. Raises InputError for a missing library."""
     try:
         # Imported late: --help and mistakes answer without torch.
         from face_gender.audit.run import audit
@@ -80,16 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = (error.name or "").split(".")[0]
         if name not in _NEEDED:
             raise
-        tell(f"{_NAME}: {name} is missing: pip install -r requirements-audit.txt")
-        return 1
-    except (InputError, OSError) as error:
-        tell(f"{_NAME}: {in_words(error)}")
-        return 1
-    except KeyboardInterrupt:
-        tell(f"{_NAME}: interrupted; the same command goes on after the last finished stage.")
-        return 130
+        raise InputError(f"{name} is missing: pip install -r requirements-audit.txt") from error
     print(report.summary())
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from face_gender import CLASSES
-from face_gender.checkpoint import Checkpoint, as_int64
-from face_gender.dataset import FaceDataset, FaceLoader
+from face_gender.data.dataset import FaceDataset, FaceLoader
+from face_gender.data.sources import Source
 from face_gender.devices import mixed_precision, pick_device
-from face_gender.evaluation import evaluate
-from face_gender.files import Source, cpu_count
-from face_gender.models import embed, head_name, to_device
-from face_gender.recipes import Recipe
-from face_gender.training import train
+from face_gender.evaluate.predict import evaluate
+from face_gender.files import cpu_count
+from face_gender.model.architectures import embed, head_name, to_device
+from face_gender.model.checkpoint import Checkpoint, as_int64
+from face_gender.model.recipes import Recipe
+from face_gender.train.loop import train
 
 # Inverse strength of the penalty, in units of standardised features.
 _PENALTY = 0.01

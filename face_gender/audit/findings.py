@@ -50,7 +50,7 @@ class Judged:
     measured: Mapping[str, npt.NDArray]
     pairs: Pairs
     suspicion: npt.NDArray[np.float32]
-    strangeness: npt.NDArray[np.float32]
+    outlier_scores: npt.NDArray[np.float32]
 
     def findings(self) -> pd.DataFrame:
         """Return one row a finding with COLUMNS and ``looks_like``, worst first."""

@@ -237,14 +237,14 @@ def _tabs(rows: Sequence[_Finding], store: _Store) -> list[dict[str, Any]]:
 
 def _packed(row: _Finding, store: _Store) -> list[Any]:
     """Return a finding as page.html reads it; paths are numbers."""
-    shown = list(zip(row.related, row.related_labels, strict=True))[:MAX_RELATED]
+    printable = list(zip(row.related, row.related_labels, strict=True))[:MAX_RELATED]
     return [
         store.number(row.path),
         row.label,
         # Compared with the slider as it is shown: three digits.
         round(row.score, 3),
-        [[store.number(other), label] for other, label in shown],
-        len(row.related) - len(shown),
+        [[store.number(other), label] for other, label in printable],
+        len(row.related) - len(printable),
         row.suggestion,
         row.looks_like,
     ]

@@ -27,8 +27,8 @@ from PIL import Image
 from scipy.ndimage import uniform_filter1d
 
 from face_gender.audit.duplicates import SIDE
-from face_gender.files import Source
-from face_gender.images import UnreadableImage, decode_image
+from face_gender.data.images import UnreadableImage, decode_image
+from face_gender.data.sources import Source
 
 # A shorter side below this many pixels is tiny: the least that a net is trained to recognise.
 TINY = 32

@@ -17,31 +17,21 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
-from face_gender.audit import duplicates, embeddings, labels, pictures, strangers
+from face_gender.audit import duplicates, embeddings, labels, outliers, pictures
 from face_gender.audit.findings import COLUMNS, ISSUES, Judged, clean
 from face_gender.audit.page import write_page
 from face_gender.audit.stages import Arrays, Stages, key_of
-from face_gender.checkpoint import Checkpoint, read_checkpoint
-from face_gender.files import (
-    InputError,
-    Source,
-    Stderr,
-    check_output,
-    cpu_count,
-    make_folder,
-    open_source,
-)
-from face_gender.images import UnreadableImage, load_image
-from face_gender.index import (
-    check_matches,
-    find_data,
-    list_pictures,
-    read_cells,
-    read_index,
-    split_rows,
-    write_index,
-)
-from face_gender.recipes import Recipe, get_recipe
+from face_gender.console import Stderr
+from face_gender.data.images import UnreadableImage, load_image
+from face_gender.data.index import find_data, list_pictures
+from face_gender.data.scan import check_matches
+from face_gender.data.sources import Source, open_source
+from face_gender.data.split import split_rows
+from face_gender.data.tables import read_cells, read_index, write_index
+from face_gender.errors import InputError
+from face_gender.files import check_output, cpu_count, make_folder
+from face_gender.model.checkpoint import Checkpoint, read_checkpoint
+from face_gender.model.recipes import Recipe, get_recipe
 
 _WEIGHTS = Path(__file__).resolve().parents[2] / "model_weights"
 # The page shows so many findings of an issue; audit.csv has them all.
@@ -181,7 +171,7 @@ class _Run:
         judged = replace(
             judged,
             suspicion=labels.suspects(self.labels, answers),
-            strangeness=strangers.strangeness(early, measured["reason"] == ""),
+            outlier_scores=outliers.strangeness(early, measured["reason"] == ""),
         )
         return judged, groups, answers
 
@@ -366,8 +356,11 @@ def _write_clean(
 
 
 def _write_html(path: Path, report: AuditReport, jobs: int, progress: bool) -> Path:
-    shown = report.findings.groupby("issue", sort=False).head(_SHOWN)
-    names = {*shown["path"], *(n for each in shown["related"] if each for n in each.split("|"))}
+    printable = report.findings.groupby("issue", sort=False).head(_SHOWN)
+    names = {
+        *printable["path"],
+        *(n for each in printable["related"] if each for n in each.split("|")),
+    }
     with ThreadPoolExecutor(jobs) as pool:
         made = pool.map(lambda name: _thumbnail(name, report.source), sorted(names))
         bar = tqdm(
@@ -384,7 +377,7 @@ def _write_html(path: Path, report: AuditReport, jobs: int, progress: bool) -> P
     ]
     if cut:
         summary.append((f"shown of each issue: {_SHOWN:,}; all in audit.csv", ", ".join(cut)))
-    write_page(path, shown, thumbnails, f"Audit of {report.source.path.name}", summary)
+    write_page(path, printable, thumbnails, f"Audit of {report.source.path.name}", summary)
     return path
 
 

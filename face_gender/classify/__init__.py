@@ -1,0 +1,1 @@
+"""A checkpoint and a folder or .zip of pictures -> one label per picture."""

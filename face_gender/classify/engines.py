@@ -1,0 +1,160 @@
+"""An exported net, run by OpenVINO: what ``--engine`` needs, and nothing without it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from face_gender.errors import InputError
+from face_gender.files import cpu_count, sha256_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from face_gender.model.checkpoint import Checkpoint
+
+
+Engine = Literal["torch", "openvino"]
+Precision = Literal["float32", "int8"]
+ENGINES: tuple[Engine, ...] = ("torch", "openvino")
+# What the net is asked again in float32: the largest probability is ahead of the next by less.
+# 8 bits move a probability by 0.03 at most (benchmarks/engines.py), so two of them by 0.06.
+MARGIN = 0.1
+
+
+def graph_path(weights: Path) -> Path:
+    """Return where the exported graph of a .pth lies: beside it, as .onnx."""
+    return weights.with_suffix(".onnx")
+
+
+def check_libraries(names: Iterable[str]) -> None:
+    """Raise InputError where one of these libraries is missing, without importing any."""
+    for name in names:
+        if find_spec(name) is None:
+            raise InputError(f"{name} is missing: pip install -r requirements-engine.txt.")
+
+
+def check_engine(weights: Path) -> None:
+    """Raise InputError where OpenVINO or the exported graph of these weights is missing."""
+    check_libraries(["openvino"])
+    if not graph_path(weights).is_file():
+        raise InputError(f"{graph_path(weights)} does not exist: {_cure(weights)}.")
+
+
+def describe(
+    checkpoint: Checkpoint, weights: Path, precision: Precision = "float32"
+) -> dict[str, str]:
+    """Return what a graph says of itself, each value as JSON.
+
+    ``classes``, in the order of the outputs; ``preprocessing``: height and width in pixels,
+    resize, mean and std of values in 0..1; ``recipe``; ``temperature``, which the outputs are
+    still to be divided by; ``precision`` of the layers; ``weights_sha256`` of the .pth file.
+    Raises OSError where that cannot be read.
+    """
+    preprocessing = checkpoint.preprocessing.to_dict()
+    del preprocessing["augmentation"]  # of training alone
+    values = {
+        "classes": checkpoint.classes,
+        "preprocessing": preprocessing,
+        "recipe": checkpoint.recipe.to_dict(),
+        "temperature": checkpoint.temperature,
+        "precision": precision,
+        "weights_sha256": sha256_of(weights),
+    }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+
+
+class OpenVino:
+    """The graph beside a checkpoint's file, compiled for all processors, a stream on each."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, weights: Path, sixteen_bits: bool | None = None
+    ) -> None:
+        """Read and compile it. Raises InputError: not there, damaged, made of other weights.
+
+        ``sixteen_bits``: calculate in bfloat16 what is not in 8 bits (None: where the processor
+        does).
+        """
+        check_engine(weights)
+        path = graph_path(weights)
+        core, model = _read(path, weights)
+        _check_origin(model, describe(checkpoint, weights), path, weights)
+        options: dict[str, Any] = {
+            "NUM_STREAMS": cpu_count(),
+            "INFERENCE_NUM_THREADS": cpu_count(),
+            "ENABLE_CPU_PINNING": False,  # other programs may be on those cores
+        }
+        if sixteen_bits is not None:
+            options["INFERENCE_PRECISION_HINT"] = "bf16" if sixteen_bits else "f32"
+        preprocessing = checkpoint.preprocessing
+        self._compiled = core.compile_model(_from_pixels(model, checkpoint), "CPU", options)
+        self._local = threading.local()
+        # One answer before any thread asks: where two ask first at a time, they wait for each
+        # other for ever, as the binding imports numpy's interface under a lock of its own.
+        import numpy as np
+
+        self.outputs(np.zeros((1, preprocessing.height, preprocessing.width, 3), np.uint8))
+
+    def outputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(n, H, W, 3) uint8, resized -> the net's outputs (n, classes) float32.
+
+        May be called from several threads, each of which is answered on one processor.
+        """
+        request = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        request.infer([pixels], share_inputs=True)
+        # A copy: the request writes its next answer to the same place.
+        outputs: npt.NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+        return outputs
+
+
+def _read(path: Path, weights: Path) -> tuple[Any, Any]:
+    # Importing OpenVINO tells Google Analytics so, unless this library cannot be had.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    core = openvino.Core()
+    try:
+        return core, core.read_model(path)
+    except RuntimeError as error:
+        raise InputError(f"{path} is not a whole .onnx file: {_cure(weights)}.") from error
+
+
+def _check_origin(model: Any, expected: dict[str, str], path: Path, weights: Path) -> None:
+    for name in ("weights_sha256", "classes", "preprocessing"):
+        if _value(model, name) != json.loads(expected[name]):
+            raise InputError(f"{path} was not made of {weights} as it is now: {_cure(weights)}.")
+
+
+def _value(model: Any, name: str) -> Any:
+    """Return what a graph says of itself under a name of `describe`, None where nothing."""
+    place = ["framework", name]
+    with suppress(ValueError, RuntimeError, RecursionError):  # anybody's graph may say anything
+        return json.loads(model.get_rt_info(place).value)
+    return None
+
+
+def _from_pixels(model: Any, checkpoint: Checkpoint) -> Any:
+    """Return the graph with normalisation in front, which it calculates with less copying."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    mean, std = checkpoint.preprocessing.mean, checkpoint.preprocessing.std
+    change = steps.input().preprocess().convert_element_type(openvino.Type.f32)
+    change.mean([255 * each for each in mean]).scale([255 * each for each in std])
+    return steps.build()
+
+
+def _cure(weights: Path) -> str:
+    return f'run python -m face_gender.export "{weights}" --calibrate FOLDER'

@@ -1,0 +1,176 @@
+"""What all commands share: types of options, messages on stderr, signals and exit codes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+from face_gender.errors import InputError, printable
+
+
+def not_empty(text: str) -> str:
+    """Return a text, not the empty one that an unset variable of the shell leaves."""
+    if not text:
+        raise ArgumentTypeError("must not be empty")
+    return text
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """Return a number from 0 to 1."""
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
+
+
+def device(text: str) -> str:
+    """Return a device's name; whether it is there is for `devices.pick_device` to say."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise ArgumentTypeError(f"must be auto, cpu, cuda, cuda:1 or mps, not {text}")
+    return text
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as job schedulers and `kill` send it, where a Ctrl-C raises KeyboardInterrupt."""
+
+
+def raise_on_sigterm() -> None:
+    """Let SIGTERM raise Terminated in this process, whatever a library has made of it."""
+    owner = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker has nothing to keep
+            os._exit(128 + number)
+        raise Terminated
+
+    with suppress(ValueError):  # outside the main thread
+        signal.signal(signal.SIGTERM, end)
+
+
+def exit_on_signal(sentence: str) -> None:
+    """Let both signals end this process with a sentence: for as long as nothing is to be kept.
+
+    An exception would not do: libraries that are being imported make errors of their own of it.
+    For a program, not for a function that others call; a job in the background that ignores a
+    Ctrl-C goes on doing so.
+    """
+    owner = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker has nothing to say
+            os._exit(128 + number)
+        with suppress(OSError):  # not by sys.stderr, which may be in the middle of a line
+            os.write(2, f"{sentence}\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+def raise_on_first_signal() -> None:
+    """After `exit_on_signal`: let the first signal raise, and those after it pass.
+
+    They come twice where a program between the terminal and this one passes them on, and the
+    second must not end what the first began.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ignore_signals()
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    _replace(end)
+
+
+def ignore_signals() -> None:
+    """After `exit_on_signal`: let both signals pass."""
+    _replace(signal.SIG_IGN)
+
+
+def exit_with(code: int) -> None:
+    """End this process; an interrupted one without waiting for what its threads still do."""
+    ignore_signals()
+    if code > 128:
+        os._exit(code)  # stderr is written through at the end of each line
+    sys.exit(code)
+
+
+def _replace(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Set a handler where one of this module is, so that callers of a command keep theirs."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if getattr(signal.getsignal(number), "__module__", None) == __name__:
+            signal.signal(number, handler)
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """Return what a shell reports for a program that the signal ended: 130, or 143 for SIGTERM."""
+    return 143 if isinstance(error, Terminated) else 130
+
+
+class Stderr:
+    """sys.stderr as it is now; that it is closed or gone must not cost a result."""
+
+    def write(self, text: str) -> None:
+        """Write, or let it be: a service has no stderr, a closed pipe takes nothing."""
+        with suppress(AttributeError, OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flush likewise."""
+        with suppress(AttributeError, OSError, ValueError):
+            sys.stderr.flush()
+
+
+def escape_unencodable() -> None:
+    """Let stdout escape what its encoding lacks: a Windows code page lacks most of the names."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_stderr(text: str) -> None:
+    """Write a line to stderr, and no more than a line whatever names are in it."""
+    Stderr().write(f"{printable(text)}\n")
+
+
+def error_message(error: InputError | OSError) -> str:
+    """Return the sentence that a command ends with."""
+    if isinstance(error, InputError):
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return printable(f"{place}{error.strerror or error}: check its name and its permissions.")
+
+
+def run_command(
+    name: str,
+    run: Callable[[], int | None],
+    interrupted: str = "interrupted, nothing was written.",
+) -> int:
+    """Call ``run`` and return the command's exit code; a failure is one sentence on stderr.
+
+    The code is what ``run`` returns (None: 0), 1 after an InputError or OSError, and after a
+    signal what `exit_code` returns. ``name`` opens the sentence, ``interrupted`` is what it says
+    after a signal.
+    """
+    escape_unencodable()
+    try:
+        return run() or 0
+    except (InputError, OSError) as error:
+        print_stderr(f"{name}: {error_message(error)}")
+        return 1
+    except KeyboardInterrupt as error:
+        print_stderr(f"{name}: {interrupted}")
+        return exit_code(error)

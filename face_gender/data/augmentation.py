@@ -1,0 +1,233 @@
+"""Random changes of training pictures, a whole batch at a time, on whatever device holds it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import reprlib
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+# What ITU-R BT.601 takes red, green and blue for in a grey value, as Pillow and torchvision do.
+_GREY = (0.299, 0.587, 0.114)
+_LARGEST_SIGMA = 0.03  # of a blur, as a share of the shorter side
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a setting is a finite number."""
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes made to training pictures alone.
+
+    ``horizontal_flip`` is the probability of a mirrored picture (0 to 1), ``rotation`` the
+    largest turn to either side in degrees (0 to 180); what turns in from outside is black, or
+    else see ``reflection``.
+    ``zoom``: smallest and largest scale; below 1 the picture shrinks within its frame.
+    ``shift``: the largest move along each axis, as a share of the side. ``colour``: the largest
+    change of brightness, contrast and saturation, as a share. ``grey``, ``downscale`` (to 24
+    pixels at least, and back), ``blur`` (Gaussian, its sigma up to 3 % of the shorter side) and
+    ``erasing`` (a rectangle of 2 to 20 % of the area) are probabilities; so is ``reflection``, that
+    what comes in from outside the picture is the picture mirrored at its border and not black.
+    """
+
+    horizontal_flip: float = 0.0
+    rotation: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    colour: float = 0.0
+    grey: float = 0.0
+    downscale: float = 0.0
+    erasing: float = 0.0
+    reflection: float = 0.0
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("horizontal_flip", "rotation"):
+            if not is_number(getattr(self, name)):
+                raise ValueError(f"{name} is a number.")
+        for name in ("shift", "colour", "grey", "downscale", "erasing", "reflection", "blur"):
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
+                value = reprlib.repr(getattr(self, name))
+                raise ValueError(f"{name} is a number from 0 to 1, not {value}.")
+        pair = isinstance(self.zoom, tuple) and len(self.zoom) == 2
+        if (
+            not pair
+            or not all(map(is_number, self.zoom))
+            or not 0 < self.zoom[0] <= self.zoom[1] < math.inf
+        ):
+            value = reprlib.repr(self.zoom)
+            raise ValueError(f"zoom is a smallest and a largest scale above 0, not {value}.")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip is a probability, not {self.horizontal_flip}.")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation is an angle from 0 to 180 degrees, not {self.rotation}.")
+
+    def apply(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Change every picture of a batch, each by its own ``chances``.
+
+        ``images`` (n, 3, H, W) uint8; ``chances`` (n, CHANCES) float32 in 0..1, from `draw`.
+        Returns (n, 3, H, W), values 0..255: uint8 while no change needs fractions, then float32.
+        """
+        chance = dict(zip(_NAMES, uniforms.to(images.device).unbind(1), strict=True))
+        if self.downscale:
+            images = _downscale(images, chance, self.downscale)
+        if self.blur:
+            images = _blur(images, chance, self.blur)
+        if self.rotation or self.shift or self.zoom != (1.0, 1.0):
+            images = self._warp(images, chance)
+        elif self.horizontal_flip:
+            flips = _column(chance["flip"] < self.horizontal_flip)
+            images = torch.where(flips, images.flip(3), images)
+        if self.colour:
+            images = _jitter(images.float(), chance, self.colour)
+        if self.grey:
+            images = torch.where(_column(chance["grey"] < self.grey), to_grey(images), images)
+        if self.erasing:
+            images = images.masked_fill(_rectangles(images, chance, self.erasing), 0)
+        return images
+
+    def _warp(self, images: Tensor, chance: dict[str, Tensor]) -> Tensor:
+        """Flip, turn, scale and move by one resampling (bilinear)."""
+        height, width = images.shape[2:]
+        angle = _spread(chance["angle"], math.radians(self.rotation))
+        smallest, largest = self.zoom
+        scale = smallest + (largest - smallest) * chance["zoom"]
+        mirror = torch.where(chance["flip"] < self.horizontal_flip, -1.0, 1.0)
+        cosine, sine = angle.cos() / scale, angle.sin() / scale
+        # Where each pixel of the result comes from, in coordinates from -1 to 1 on both axes.
+        x = torch.stack([cosine * mirror, sine * mirror * (height / width)], 1)
+        y = torch.stack([-sine * (width / height), cosine], 1)
+        turn = torch.stack([x, y], 1)
+        # The move is one of the result.
+        move = torch.stack([_spread(chance[name], 2 * self.shift) for name in ("right", "down")], 1)
+        theta = torch.cat([turn, -(turn @ move[:, :, None])], 2)
+        grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+        images = images.float()
+        framed = nn.functional.grid_sample(images, grid, align_corners=False)
+        mirrored = torch.nonzero(chance["border"] < self.reflection).flatten()
+        if len(mirrored):
+            framed[mirrored] = nn.functional.grid_sample(
+                images[mirrored], grid[mirrored], padding_mode="reflection", align_corners=False
+            )
+        return framed
+
+
+_NAMES = (
+    "flip", "angle", "zoom", "right", "down", "brightness", "contrast", "saturation", "grey",
+    "downscale", "size", "erasing", "area", "shape", "top", "left",
+    "border", "blur", "sigma",
+)  # fmt: skip
+N_UNIFORMS = len(_NAMES)
+
+
+def sample_uniforms(seed: int, epoch: int, positions: Tensor) -> Tensor:
+    """Return (n, CHANCES) float32 in 0..1 for the pictures at ``positions`` (n,) int64.
+
+    A picture's numbers depend on seed, epoch and its position alone, so that neither the batch
+    nor the number of workers changes them. SplitMix64 (Steele, Lea and Flood, OOPSLA 2014),
+    which unlike a generator object can be asked for any place in its sequence.
+    """
+    key = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
+    steps = np.arange(1, N_UNIFORMS + 1, dtype=np.uint64)
+    places = positions.numpy().astype(np.uint64)[:, None] * np.uint64(N_UNIFORMS) + steps
+    z: npt.NDArray[np.uint64] = np.uint64(int.from_bytes(key, "big")) + places * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return torch.from_numpy((z >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
+
+
+def _spread(chance: Tensor, most: float) -> Tensor:
+    """Return numbers from -``most`` to ``most``."""
+    return (2 * chance - 1) * most
+
+
+def _column(values: Tensor) -> Tensor:
+    """Return (n,) as (n, 1, 1, 1), one value for each picture."""
+    return values[:, None, None, None]
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Return the grey values (n, 1, H, W) of pictures (n, 3, H, W), in their dtype."""
+    red, green, blue = images.unbind(1)
+    grey = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
+    return grey[:, None].to(images.dtype)
+
+
+def _jitter(images: Tensor, chance: dict[str, Tensor], most: float) -> Tensor:
+    """Change brightness, then contrast, then saturation of float pictures, within 0..255."""
+    factors = [
+        1 + _column(_spread(chance[n], most)) for n in ("brightness", "contrast", "saturation")
+    ]
+    images = (images * factors[0]).clamp_(0, 255)
+    mean = to_grey(images).mean((1, 2, 3), keepdim=True)
+    images = torch.lerp(mean, images, factors[1]).clamp_(0, 255)
+    return torch.lerp(to_grey(images).expand_as(images), images, factors[2]).clamp_(0, 255)
+
+
+def _downscale(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:
+    """Scale some pictures down, to 24 pixels on their shorter side at least, and up again."""
+    height, width = images.shape[2:]
+    shorter = min(height, width)
+    if shorter <= 24:
+        return images
+    images = images.to(torch.float32, copy=True)
+    resize = partial(nn.functional.interpolate, mode="bilinear", antialias=True)
+    sizes = 24 + (chance["size"] * (shorter - 24)).long()
+    for i in torch.nonzero(chance["downscale"] < probability).flatten().tolist():
+        share = int(sizes[i]) / shorter
+        small = [max(1, round(height * share)), max(1, round(width * share))]
+        images[i : i + 1] = resize(resize(images[i : i + 1], small), [height, width])
+    return images
+
+
+def _blur(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:
+    """Blur some pictures, each by a sigma of its own; a border is repeated beyond itself."""
+    chosen = torch.nonzero(chance["blur"] < probability).flatten()
+    if not len(chosen):
+        return images
+    largest = _LARGEST_SIGMA * min(images.shape[2:])
+    sigma = (largest * chance["sigma"][chosen]).clamp_min(1e-3)
+    reach = math.ceil(3 * largest)
+    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    kernels = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    kernels /= kernels.sum(1, keepdim=True)
+    images = images.to(torch.float32, copy=True)
+    # Pictures in place of channels: each has its own kernel, the same for red, green and blue.
+    some = images[chosen].transpose(0, 1)
+    some = nn.functional.pad(some, (reach, reach, reach, reach), mode="replicate")
+    some = nn.functional.conv2d(some, kernels[:, None, None, :], groups=len(chosen))
+    some = nn.functional.conv2d(some, kernels[:, None, :, None], groups=len(chosen))
+    images[chosen] = some.transpose(0, 1)
+    return images
+
+
+def _rectangles(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:
+    """Return (n, 1, H, W) bool: true inside the rectangle that is erased from a picture.
+
+    Zhong et al., arXiv:1708.04896: 2 to 20 % of the area, sides from 0.3 to 3.3 to one.
+    """
+    height, width = images.shape[2:]
+    area = (0.02 + 0.18 * chance["area"]) * height * width
+    shape = torch.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * chance["shape"])
+    tall = (area * shape).sqrt().round().clamp(1, height)
+    wide = (area / shape).sqrt().round().clamp(1, width)
+    top = (chance["top"] * (height - tall + 1)).floor()
+    left = (chance["left"] * (width - wide + 1)).floor()
+    rows = torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    inside_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
+    inside_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
+    erased = _column(chance["erasing"] < probability)
+    return erased & (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]

@@ -1,0 +1,169 @@
+"""How a picture becomes a tensor, as a value that travels with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from face_gender.data.augmentation import N_UNIFORMS, Augmentation, is_number
+from face_gender.errors import excerpt
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Eight times what the largest net of torchvision takes; a batch of such pictures is gigabytes.
+MAX_NET_SIDE = 4096
+
+
+def as_dict(value: Any) -> dict[Any, Any]:
+    """Return what is in a dict from a file, whatever that carries in place of a dict's methods.
+
+    Raises TypeError for anything else: a tensor is iterable too, and may seem to have 10^12 values.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} is no table of values")
+    return dict(dict.items(value))
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """Return a list or tuple from a file as a tuple. Raises TypeError for anything else."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"a {type(value).__name__} is no list of values")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The one description from which the train and the eval transform are made.
+
+    ``height`` and ``width`` in pixels. ``resize`` is "stretch" (to height x width whatever the
+    picture's shape, as all four published recipes do) or "crop" (the shorter side to fit, then
+    the centre). ``mean`` and ``std`` are per channel (RGB), for values in 0..1.
+    """
+
+    height: int = 224
+    width: int = 224
+    resize: Literal["stretch", "crop"] = "stretch"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(side, Integral) for side in (self.height, self.width)):
+            raise ValueError("height and width are whole numbers of pixels.")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"a picture of {self.height} x {self.width} pixels has no pixels.")
+        if max(self.height, self.width) > MAX_NET_SIDE:
+            raise ValueError(f"a net takes pictures of at most {MAX_NET_SIDE:,} pixels a side.")
+        if self.resize not in ("stretch", "crop"):
+            raise ValueError(f"resize is 'stretch' or 'crop', not {excerpt(self.resize)!r}.")
+        figures = (*self.mean, *self.std)
+        if not all(is_number(figure) for figure in figures):
+            raise ValueError("mean and std are finite numbers.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std take three numbers each, std above zero.")
+
+    def resized(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return one picture, uint8 (3, any, any), as uint8 (3, height, width), antialiased.
+
+        ``out``: where to write it, channels last in memory.
+        """
+        if self.resize == "crop":
+            pixels = self._largest_centre(pixels)
+        if pixels.stride(0) != 1 or pixels.stride(2) != 3:  # the operator minds, and writes astray
+            rows = torch.empty(*pixels.shape[1:], 3, dtype=torch.uint8)
+            pixels = rows.permute(2, 0, 1).copy_(pixels)
+        if out is None:
+            out = torch.empty(self.height, self.width, 3, dtype=torch.uint8).permute(2, 0, 1)
+        # What interpolate calls, which takes no place to write to: to copy costs a tenth more.
+        size = [self.height, self.width]
+        torch.ops.aten._upsample_bilinear2d_aa.out(pixels[None], size, False, out=out[None])
+        return out
+
+    def _largest_centre(self, pixels: Tensor) -> Tensor:
+        """Cut out the largest centre that has the shape of the result.
+
+        Before it is scaled, since a picture of 1 x 10,000 pixels scaled up to cover 224 x 224
+        would take gigabytes.
+        """
+        height, width = pixels.shape[-2:]
+        scale = max(self.height / height, self.width / width)
+        tall, wide = (max(1, round(side / scale)) for side in (self.height, self.width))
+        top, left = round((height - tall) / 2), round((width - wide) / 2)
+        return pixels[..., top : top + tall, left : left + wide]
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Return (n, 3, H, W), values 0..255, as the float32 that a net takes, channels last."""
+        count, _, height, width = images.shape
+        mean, std = (torch.tensor(each).repeat(width) for each in (self.mean, self.std))
+        scale, shift = (1 / (255 * std)).to(images.device), (-mean / std).to(images.device)
+        # A row of all its channels: three values at a time would be slow.
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * 3)
+        normal = rows.to(torch.float32, copy=True).mul_(scale).add_(shift)
+        return normal.reshape(count, height, width, 3).permute(0, 3, 1, 2)
+
+    def eval_transform(self) -> FaceTransform:
+        """Return the transform from a PIL image to a float32 tensor of shape (3, H, W)."""
+        return FaceTransform(self, random=False)
+
+    def train_transform(self) -> FaceTransform:
+        """Return the eval transform with the augmentation's random changes after the resize."""
+        return FaceTransform(self, random=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """Rebuild the value from plain data. Raises KeyError, TypeError or ValueError."""
+        values = as_dict(values)
+        augmentation = as_dict(values.pop("augmentation", {}))
+        augmentation["zoom"] = as_tuple(augmentation.get("zoom", (1.0, 1.0)))
+        mean, std = as_tuple(values.pop("mean")), as_tuple(values.pop("std"))
+        return cls(augmentation=Augmentation(**augmentation), mean=mean, std=std, **values)
+
+
+@dataclass(frozen=True)
+class FaceTransform:
+    """What makes a net's input of pictures: one at a time by a call, or a batch by `finish`.
+
+    ``random``: with the augmentation, for training. ``change``: what else is done to a batch
+    before it is normalised, (n, 3, H, W) with values 0..255 in and out.
+    """
+
+    preprocessing: Preprocessing
+    random: bool
+    change: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """PIL RGB image, or uint8 (3, any, any) -> float32 (3, H, W).
+
+        Random changes are drawn from torch's global generator.
+        """
+        if not isinstance(image, Tensor):
+            image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = self.preprocessing.resized(image)
+        return self.finish(pixels[None], torch.rand(1, N_UNIFORMS))[0]
+
+    def finish(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Resized pictures (n, 3, H, W) uint8 -> float32, normalised, on their device.
+
+        ``chances``: (n, CHANCES) from `augmentation.draw`, for the random changes.
+        """
+        if self.random:
+            images = self.preprocessing.augmentation.apply(images, uniforms)
+        if self.change:
+            images = self.change(images)
+        return self.preprocessing.normalized(images)
+
+
+def stack(pictures: Sequence[Tensor]) -> Tensor:
+    """Return pictures (3, H, W) of one size as a batch (n, 3, H, W), channels last in memory."""
+    return torch.stack([each.permute(1, 2, 0) for each in pictures]).permute(0, 3, 1, 2)

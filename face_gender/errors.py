@@ -1,0 +1,31 @@
+"""Where bytes come from and where they go: folders and .zip archives in, whole files out.
+
+Needs the standard library alone, so that commands can check their arguments before anything
+heavy is imported."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+
+# Control characters, line ends, marks that turn the direction of writing, and lone surrogates.
+_UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_EXCERPT = 80
+
+
+def printable(text: object) -> str:
+    """Return a text as a terminal may show it: what would move or colour it stands escaped."""
+    return _UNSHOWN.sub(lambda sign: sign[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def excerpt(value: object) -> str:
+    """Return the start of a text or value that may be of any length, for a sentence."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= _LONGEST_EXCERPT else f"{text[:_LONGEST_EXCERPT]}…"
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the message is one sentence that names it and the cure."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

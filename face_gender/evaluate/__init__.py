@@ -1,0 +1,1 @@
+"""A checkpoint and one split of an index -> predictions, metrics and figures."""

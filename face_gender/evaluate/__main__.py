@@ -1,0 +1,262 @@
+"""Evaluate from the shell: python -m face_gender.evaluate WEIGHTS INDEX"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from face_gender.console import (
+    device,
+    exit_on_signal,
+    exit_with,
+    ignore_signals,
+    not_empty,
+    positive,
+    print_stderr,
+    run_command,
+)
+from face_gender.data.sources import FolderSource, Source, open_source
+from face_gender.errors import InputError, printable
+from face_gender.files import check_output, make_folder, sha256_of, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from face_gender.evaluate.metrics import Evaluation
+    from face_gender.evaluate.report import Report
+    from face_gender.model.checkpoint import Checkpoint
+
+
+if __name__ == "__main__":  # before all imports that take a while
+    exit_on_signal("face_gender.evaluate: interrupted, nothing was written.")
+
+_NAME = "face_gender.evaluate"
+_TABLES = ("figures.json", "predictions.csv")
+_FIGURES = ("confusion_matrix.png", "reliability.png", "coverage.png", "mistakes.png")
+_ROBUSTNESS = "robustness.png"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; a mistake ends the program with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {_NAME}",
+        description="Say what a model is worth on the pictures of an index, with intervals, "
+        "tables and figures.",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
+    )
+    add = parser.add_argument
+    add("weights", type=Path, metavar="WEIGHTS", help="a checkpoint (.pth)")
+    add("index", type=Path, metavar="INDEX", help="the CSV that data_split.py wrote")
+    add("--data", type=Path, metavar="DATA", help="where the pictures lie (default: beside INDEX)")
+    add(
+        "--split",
+        choices=("train", "val", "test", "all"),
+        default="test",
+        help="the rows of INDEX to answer; all needs no column split (default: test)",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="FOLDER",
+        help="where to write (default: evaluation)",
+    )
+    add(
+        "--by",
+        type=not_empty,
+        nargs="+",
+        metavar="COLUMN",
+        help="columns of INDEX by whose values to say all again (default: its further columns of "
+        "at most 20 values)",
+    )
+    add("--flip", action="store_true", help="the mean of each picture and its mirror image")
+    add(
+        "--robustness",
+        action="store_true",
+        help="answer all again with pictures framed otherwise, blurred and scaled down (slow)",
+    )
+    add(
+        "--allow-seen",
+        action="store_true",
+        help="also evaluate on pictures that the model was trained or chosen on",
+    )
+    add("--batch-size", type=positive, default=64, metavar="N", help="default: 64")
+    add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--quiet", action="store_true", help="say nothing but errors and files left out")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parse(arguments)
+    sentence = "interrupted before all was written: give the command again."
+    return run_command(_NAME, lambda: run(options), sentence)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, print the figures and write them. Raises InputError for all that is wrong."""
+    # Imported late: --help and mistakes answer without torch.
+    from face_gender.data.dataset import UnreadablePictureWarning
+    from face_gender.data.index import find_data
+    from face_gender.data.tables import read_index
+    from face_gender.model.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(options.weights)
+    table = read_index(options.index)
+    rows = _rows(options, table)
+    columns = _columns(options, rows)
+    source = open_source(options.data) if options.data else find_data(options.index, rows)
+    _check_folder(options, source, table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadablePictureWarning)  # they are told below
+        report = _evaluate(options, checkpoint, rows, source, columns)
+    for path, reason in report.result.skipped:
+        print_stderr(f"left out: {path}: {reason}")
+    drawn = _drawn(report, source)
+    ignore_signals()  # what is left to do takes a moment
+    # Before anything is printed: a pipe such as to `head` may be closed.
+    _write(options.output, report, drawn)
+    if not options.quiet:
+        written = f"written into {options.output}: {', '.join((*_TABLES, *drawn))}"
+        print("\n".join(map(printable, (*report.lines(), "", written))))
+
+
+def _rows(options: argparse.Namespace, table: pd.DataFrame) -> pd.DataFrame:
+    from face_gender.data.dataset import select_split
+
+    if table.empty:
+        raise InputError(f"{options.index} has no rows: make it with data_split.py.")
+    if options.split != "all" and "split" not in table:
+        raise InputError(
+            f"{options.index} has no column split: choose all its rows with --split all."
+        )
+    return select_split(table, None if options.split == "all" else options.split)
+
+
+def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
+    """Return the columns to slice by. Raises InputError for one that is not there."""
+    from face_gender.evaluate.report import columns_to_slice
+
+    if options.by is None:
+        return columns_to_slice(rows)
+    for name in options.by:
+        if name not in rows:
+            raise InputError(
+                f"{options.index} has no column {name!r} for --by: it has {', '.join(rows)}."
+            )
+    return list(dict.fromkeys(options.by))
+
+
+def _check_folder(options: argparse.Namespace, source: Source, rows: pd.DataFrame) -> None:
+    """Make the folder. Raises InputError where a file to write is one that is read."""
+    make_folder(options.output)
+    for name in _TABLES:
+        check_output(options.output / name, [options.index, options.weights, source.path])
+    figures = [name for name in (*_FIGURES, _ROBUSTNESS) if (options.output / name).exists()]
+    if isinstance(source, FolderSource):
+        for path in rows["path"]:
+            if path.rsplit("/", 1)[-1] in figures and (source.path / path).exists():
+                own = options.output / path.rsplit("/", 1)[-1]
+                if own.samefile(source.path / path):
+                    raise InputError(f"{own} is a picture of the index: name another --output.")
+
+
+def _evaluate(
+    options: argparse.Namespace,
+    checkpoint: Checkpoint,
+    rows: pd.DataFrame,
+    source: Source,
+    columns: Sequence[str],
+) -> Report:
+    from face_gender.evaluate.predict import count_seen, evaluate
+    from face_gender.evaluate.report import Report, by_value
+    from face_gender.model.checkpoint import versions
+
+    how: dict[str, Any] = {
+        "flip": options.flip,
+        "device": options.device,
+        "batch_size": options.batch_size,
+        "progress": not options.quiet,
+    }
+    # By its path, which a leak is told with.
+    result = evaluate(
+        options.weights, rows, source.path, None, allow_seen=options.allow_seen, **how
+    )
+    facts = {
+        "weights": options.weights.name,
+        "weights_sha256": sha256_of(options.weights),
+        "index": options.index.name,
+        "index_sha256": sha256_of(options.index),
+        "split": options.split,
+        "flip": options.flip,
+        "temperature": checkpoint.temperature,
+        "versions": versions(),
+    }
+    return Report(
+        facts,
+        result,
+        seen=count_seen(checkpoint.seen, rows, source) if options.allow_seen else 0,
+        slices={column: by_value(result, rows, column) for column in columns},
+        robustness=_tried(checkpoint, rows, source, result, how) if options.robustness else (),
+    )
+
+
+def _tried(
+    checkpoint: Checkpoint,
+    rows: pd.DataFrame,
+    source: Source,
+    result: Evaluation,
+    how: Mapping[str, Any],
+) -> list[Any]:
+    from face_gender.evaluate.report import EVERY, Tried, by_value, columns_to_slice
+    from face_gender.evaluate.robustness import try_conditions
+
+    split = "source" in columns_to_slice(rows)
+    return [
+        Tried(condition, {EVERY: answers, **(by_value(answers, rows, "source") if split else {})})
+        for condition, answers in try_conditions(checkpoint, rows, source.path, result, **how)
+    ]
+
+
+def _drawn(report: Report, source: Source) -> dict[str, bytes]:
+    """Return each figure as the bytes of a PNG, by the name of its file."""
+    from face_gender import plots
+
+    plots.draw_for_files()
+    figures = [
+        plots.confusion_matrix(report.result),
+        plots.reliability(report.result),
+        plots.coverage(report.result),
+        plots.mistakes(report.result, source, most=18, columns=6),
+    ]
+    drawn = dict(zip(_FIGURES, figures, strict=True))
+    if report.robustness:
+        drawn[_ROBUSTNESS] = plots.robustness(report.robustness)
+    return {name: plots.as_png(figure) for name, figure in drawn.items()}
+
+
+def _write(folder: Path, report: Report, drawn: Mapping[str, bytes]) -> None:
+    """Write all files, each atomically."""
+    from face_gender.data.tables import write_index
+    from face_gender.evaluate.report import predictions
+
+    for name, data in drawn.items():
+        write_atomically(folder / name, partial(_put, data))
+    write_index(predictions(report.result), folder / "predictions.csv")
+    text = json.dumps(report.figures(), indent=2, ensure_ascii=False, allow_nan=False)
+    # A name that is not UTF-8 is escaped as JSON does it.
+    data = f"{text}\n".encode("utf-8", "backslashreplace")
+    write_atomically(folder / "figures.json", partial(_put, data))
+
+
+def _put(data: bytes, file: IO[bytes]) -> None:
+    file.write(data)
+
+
+if __name__ == "__main__":
+    exit_with(main())

@@ -1,0 +1,1 @@
+"""A checkpoint -> an ONNX graph that other programs run."""

@@ -1,0 +1,1 @@
+"""The nets, the recipes that train them and the checkpoint files that hold them."""

@@ -1,0 +1,78 @@
+"""Does a .pth hold nothing but plain data and tensors, told without unpickling it."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from face_gender.errors import InputError, excerpt
+from face_gender.files import open_regular
+
+# What state_dicts and checkpoints of this kit are made of. torch's own list is longer by things
+# that take memory without limit, and by tensors that no net here is loaded from.
+_KNOWN = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch (\w+Storage|Size|device|bool|b?float\d+|u?int\d+)"
+)
+# What else calls something by name.
+_CALLS = frozenset(("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"))
+# torch stores its members as they are; re-packed files and small members of text may be packed.
+_MOST_UNPACKED = 2**26
+_OLDER_PICKLES = 5  # before zip files: a number, another, the machine, the content, the keys
+_OLDER_HEAD = 2**26  # bytes that these take at most
+
+
+def check_pth(path: Path) -> None:
+    """Raise InputError where a .pth asks for code, or unpacks to far more than its own size.
+
+    Also where it is no .pth at all. Raises OSError where it cannot be read.
+    """
+    with open_regular(path) as file:
+        try:
+            asked = next((name for name in _names(file, path) if not _KNOWN.fullmatch(name)), None)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # whatever damage leads zipfile and pickletools to
+            raise InputError(
+                f"{path} is not a whole .pth file (cut short, damaged, or something else under "
+                "that name): copy or train it again."
+            ) from error
+    if asked is not None:
+        raise InputError(
+            f"{path} holds more than weights (it asks for {excerpt(asked.replace(' ', '.'))}), and "
+            "code in it is never run: save model.state_dict() instead."
+        )
+
+
+def _names(file: IO[bytes], path: Path) -> Iterator[str]:
+    """Yield what the pickles of a .pth ask for by name."""
+    start = file.read(4)
+    file.seek(0)
+    if not start.startswith(b"PK"):
+        head = io.BytesIO(file.read(_OLDER_HEAD))
+        for _ in range(_OLDER_PICKLES):
+            yield from _globals(head)
+        return
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > size + _MOST_UNPACKED:
+            raise InputError(f"{path} is a decompression bomb: use the .pth file as it was saved.")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                yield from _globals(io.BytesIO(archive.read(member)))
+
+
+def _globals(pickle: IO[bytes]) -> Iterator[str]:
+    """Yield what one pickle asks for by name, and leave the file behind it."""
+    for operation, argument, _ in pickletools.genops(pickle):
+        if operation.name == "GLOBAL":
+            yield str(argument)
+        elif operation.name in _CALLS:
+            yield "objects"

@@ -1,0 +1,1 @@
+"""An index and a recipe -> one checkpoint and one report per epoch."""
