@@ -22,8 +22,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.common import alternate, machine, medians, pictures, rate
-from face_gender.data.dataset import FaceDataset, FaceLoader
+from face_gender.data.dataset import FaceDataset, make_loader, to_input
+from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
+from face_gender.data.sources import FolderSource
 from face_gender.devices import keep_freed_memory
 from face_gender.files import cpu_count
 
@@ -124,12 +126,13 @@ def main() -> None:
 def report(options: argparse.Namespace, paths: list[Path]) -> None:
     """Measure and print."""
     preprocessing = Preprocessing(height=options.size, width=options.size)
+    transform = preprocessing.eval_transform()
     table = pd.DataFrame({"path": [path.as_posix() for path in paths], "label": 0})
-    dataset = FaceDataset(table, None, "/", preprocessing.eval_transform())
+    dataset = FaceDataset(Index(table, FolderSource(Path("/"))), None, transform)
     few = paths[: options.usual_pictures]
     workers = cpu_count()
-    loaders = {"processes": FaceLoader(dataset, BATCH, workers=workers),
-               "threads": FaceLoader(dataset, BATCH, workers=0)}  # fmt: skip
+    loaders = {"processes": make_loader(dataset, BATCH, workers=workers),
+               "threads": make_loader(dataset, BATCH, workers=0)}  # fmt: skip
     usual = {name: DataLoader(UsualDataset(few, pipeline(preprocessing)), BATCH,
                               num_workers=workers, persistent_workers=True)
              for name, pipeline in (("Pillow, float, v2", float_pipeline),
@@ -138,8 +141,12 @@ def report(options: argparse.Namespace, paths: list[Path]) -> None:
         "bare decoding and resizing": bare_decoding(paths, preprocessing)
     }
     for name, loader in loaders.items():
-        ways[f"the loader, {name}, pixels"] = partial(speed_of, loader.read, len(paths))
-        ways[f"the loader, {name}, normalised"] = partial(speed_of, loader.__iter__, len(paths))
+        ways[f"the loader, {name}, pixels"] = partial(speed_of, loader.__iter__, len(paths))
+        ways[f"the loader, {name}, normalised"] = partial(
+            speed_of,
+            partial(map, partial(to_input, transform=transform), loader),
+            len(paths),
+        )
     for name, each in usual.items():
         ways[f"{name}, normalised"] = partial(speed_of, each.__iter__, len(few))
     alternate(ways, 1)  # workers start

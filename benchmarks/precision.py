@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.common import machine
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train.loop import EpochReport, train
 
@@ -33,21 +34,21 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sample(data: Path, work: Path, train_on: int, validate_on: int) -> pd.DataFrame:
+def sample(data: Path, work: Path, train_on: int, validate_on: int) -> Index:
     """Return a part of the train split and a part of the validation split."""
-    table = create_csv(data, work / "index.csv", progress=False).table
+    index = Index.create(data, work / "index.csv", progress=False)
+    table = index.table
     counts = {"train": train_on, "val": validate_on}
     parts = [
         table[table["split"] == split].sample(count, random_state=0)
         for split, count in counts.items()
     ]
-    return pd.concat(parts)
+    return replace(index, table=pd.concat(parts))
 
 
-def last(recipe: Recipe, table: pd.DataFrame, data: Path, work: Path, seed: int,
-         mixed: bool) -> EpochReport:  # fmt: skip
+def last(recipe: Recipe, index: Index, work: Path, seed: int, mixed: bool) -> EpochReport:
     """Train and return the last epoch's report."""
-    reports = list(train(recipe, table, data, work, seed=seed, mixed=mixed, progress=False))
+    reports = list(train(recipe, index, work, seed=seed, mixed=mixed, progress=False))
     return reports[-1]
 
 
@@ -58,14 +59,14 @@ def main() -> None:
     recipe = get_recipe("resnet18", init=options.init, epochs=options.epochs)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        table = sample(options.data, work, options.pictures, options.validate)
+        index = sample(options.data, work, options.pictures, options.validate)
         found: dict[bool, list[EpochReport]] = {True: [], False: []}
         print(
             "| seed | precision | validation accuracy | images/s in training |\n|---|---|---|---|"
         )
         for seed in options.seeds:
             for mixed, reports in found.items():
-                report = last(recipe, table, options.data, work, seed, mixed)
+                report = last(recipe, index, work, seed, mixed)
                 reports.append(report)
                 name = "16 bits" if mixed else "float32"
                 print(f"| {seed} | {name} | {report.val_accuracy:.4f} | "

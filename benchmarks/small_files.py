@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import common
-from face_gender.data.dataset import FaceDataset, FaceLoader
+from face_gender.data.dataset import FaceDataset, make_loader
+from face_gender.data.index import Index
+from face_gender.data.sources import open_source
 from face_gender.files import cpu_count
 from face_gender.model.recipes import get_recipe
 
@@ -126,7 +128,8 @@ def read_epoch(data: Path) -> Epoch:
     multiprocessing.set_start_method("fork", force=True)
     started = time.perf_counter()
     transform = get_recipe(RECIPE).preprocessing.eval_transform()
-    loader = FaceLoader(FaceDataset(index_of(data), None, data, transform), BATCH, shuffle=True)
+    index = Index(index_of(data), open_source(data))
+    loader = make_loader(FaceDataset(index, None, transform), BATCH, shuffle=True)
     ready = time.perf_counter() - started
     times, counts, sizes = [], [0], []
     for batch in loader:

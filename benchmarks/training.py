@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import alternate, machine, medians, pictures, rate, share_of_roofline
 from benchmarks.decoding import UsualDataset, bare_decoding, float_pipeline
-from face_gender.data.dataset import Batch
+from face_gender.data.dataset import Batch, FaceLoader
+from face_gender.data.index import Index
+from face_gender.data.sources import FolderSource
 from face_gender.devices import in_bits
 from face_gender.files import cpu_count
 from face_gender.model.architectures import build_model
 from face_gender.model.recipes import Recipe, get_recipe
-from face_gender.train.loop import _loss, _Run
+from face_gender.train.loop import train_epoch
+from face_gender.train.optim import loss_of
+from face_gender.train.run import Run
 
 
 def parse() -> argparse.Namespace:
@@ -57,38 +61,32 @@ def index_of(paths: list[Path], folder: Path) -> pd.DataFrame:
 
 
 class InMemory:
-    """As many batches as a loader has, of random tensors that are there already."""
+    """As many batches as a loader has, of random pixels that are there already."""
 
-    def __init__(self, run: _Run) -> None:
-        self.sampler = run.train_loader.sampler
-        size = run.recipe.preprocessing
-        shape = (self.sampler.batch_size, 3, size.height, size.width)
-        images = torch.randn(shape).to(run.device, memory_format=torch.channels_last)
+    def __init__(self, loader: FaceLoader) -> None:
+        self.batch_sampler, self.dataset = loader.batch_sampler, loader.dataset
+        size = self.dataset.transform.preprocessing
+        shape = (self.batch_sampler.batch_size, size.height, size.width, 3)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         positions = torch.arange(len(images))
         self.batch = Batch(images, positions % 2, positions, [])
 
-    def __len__(self) -> int:
-        return len(self.sampler)
+    def leave_out(self, failures: list[tuple[int, str]]) -> None:
+        """Leave nothing out."""
 
-    def leave_out(self, failures: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Return the files left out: none."""
-        return failures
-
-    def __iter__(self) -> Any:
-        left = self.sampler.pictures
-        while left > 0:
-            count = min(left, len(self.batch.labels))
-            images = self.batch.images[:count] if self.batch.images is not None else None
-            yield Batch(images, self.batch.labels[:count], self.batch.positions[:count], [])
-            left -= count
+    def __iter__(self) -> Iterator[Batch]:
+        for positions in self.batch_sampler:
+            images, labels, places, _ = self.batch
+            count = len(positions)
+            yield Batch(images[:count], labels[:count], places[:count], [])
 
 
-def epoch(run: _Run, loader: Any) -> Callable[[], float]:
+def epoch(run: Run, loader: Any) -> Callable[[], float]:
     """Return what trains once on what the loader gives, in images a second."""
 
     def measure() -> float:
         run.train_loader = loader
-        return run._train_epoch(0)[1]
+        return train_epoch(run)[1]
 
     return measure
 
@@ -103,7 +101,7 @@ def plain_loop(recipe: Recipe, paths: list[Path]) -> Callable[[], object]:
     def run() -> None:
         for images in loader:
             labels = torch.arange(len(images)) % 2
-            loss = _loss(model(images), labels, recipe)
+            loss = loss_of(model(images), labels, recipe)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -125,16 +123,17 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     recipe = recipe_of(options)
     folder = options.data or work / "generated"
     paths = pictures(options.data, options.pictures, work)
-    run = _Run(recipe, index_of(paths, folder), folder, work, 0, "auto", None, True, False)
+    index = Index(index_of(paths, folder), FolderSource(folder))
+    run = Run(recipe, index, work, progress=False)
     few = paths[: options.plain_pictures]
     plain = plain_loop(recipe, few)
     print(
         f"{recipe.name}, {recipe.preprocessing.height} x {recipe.preprocessing.width}, batches of "
-        f"{recipe.batch_size}, {in_bits(run.precision)}"
+        f"{recipe.batch_size}, {in_bits(run.step.precision)}"
     )
     ways: dict[str, Callable[[], float]] = {
         "an epoch": epoch(run, run.train_loader),
-        "tensors in memory": epoch(run, InMemory(run)),
+        "tensors in memory": epoch(run, InMemory(run.train_loader)),
         "decoding alone": bare_decoding(paths, recipe.preprocessing),
         "plain float32 loop": lambda: rate(len(few), plain),
     }
@@ -143,7 +142,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     report(medians(found))
     speed = medians(found)["an epoch"]
     shape = (3, recipe.preprocessing.height, recipe.preprocessing.width)
-    dtype = run.precision or torch.float32
+    dtype = run.step.precision or torch.float32
     net = build_model(recipe.arch)
     print(share_of_roofline(net, shape, speed, run.device, dtype, passes=3))
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from face_gender.errors import InputError
+
+_Result = TypeVar("_Result")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -65,6 +70,44 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether a device, or the machine, had no memory left for a tensor."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def halving_on_oom(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Return what a function makes of a batch, of its halves where memory is too small, joined.
+
+    Raises InputError where a single row does not fit.
+    """
+
+    def in_micro_batches(count: int) -> Tensor:
+        return torch.cat([function(rows) for rows in batch.tensor_split(count)])
+
+    return retry_on_oom(in_micro_batches, len(batch))[0]
+
+
+def retry_on_oom(
+    function: Callable[[int], _Result], rows: int, micro_batches: int = 1, smallest: int = 1
+) -> tuple[_Result, int]:
+    """Call ``function(micro_batches)``, with twice as many each time that memory is too small.
+
+    ``rows``: of the whole batch; ``smallest``: how many a micro-batch needs. Returns the result
+    and the number that it took. Raises InputError where there are no rows to spare.
+    """
+    micro_batches = max(1, min(micro_batches, rows // smallest))
+    while True:
+        try:
+            return function(micro_batches), micro_batches
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler, which keeps alive what does not fit.
+        if rows < 2 * smallest * micro_batches:
+            raise InputError(
+                f"memory is too small for {math.ceil(rows / micro_batches)} of these pictures at "
+                "once: use smaller pictures, a smaller batch or another device (--device cpu)."
+            )
+        micro_batches *= 2
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def keep_freed_memory() -> None:

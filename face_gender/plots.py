@@ -32,7 +32,7 @@ COLOURS = {"male": "#3b6fb6", "female": "#c8553d"}
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _NAME_LINE = 17  # letters of a name that fit over a picture of a gallery
-_FEWEST = 20  # answers of which a share says something
+_FEWEST = 20  # predictions of which a fraction says something
 
 
 def class_histogram(table: pd.DataFrame) -> Figure:
@@ -103,10 +103,10 @@ def curves(reports: Sequence[EpochReport]) -> Figure:
     left.plot(epochs, [report.val_loss for report in reports], ".-", label="validation")
     left.set(xlabel="epoch", ylabel="loss per picture", title="Loss")
     right.plot(epochs, [r.val_accuracy for r in reports], ".-", color="black", label="accuracy")
-    for name in best.recall:
-        values = [report.recall[name] for report in reports]
+    for name in best.val_recall:
+        values = [report.val_recall[name] for report in reports]
         right.plot(epochs, values, ":", color=COLOURS.get(name), label=f"recall {name}")
-    right.set(xlabel="epoch", ylabel="share right", ylim=(None, 1.02))
+    right.set(xlabel="epoch", ylabel="fraction correct", ylim=(None, 1.02))
     right.set_title(f"Validation: best {best.val_accuracy:.3f} in epoch {best.epoch}")
     for axes in (left, right):
         axes.axvline(best.epoch, color="grey", linewidth=0.8, linestyle="--")
@@ -116,22 +116,22 @@ def curves(reports: Sequence[EpochReport]) -> Figure:
 
 
 def confusion_matrix(result: Evaluation) -> Figure:
-    """Show counts by label and answer; the colour is the share of the row."""
+    """Show counts by label and prediction; the colour is the fraction of the row."""
     matrix = result.confusion
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, axes = plt.subplots(figsize=(4.4, 3.6), layout="constrained")
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
-        share = shares[row, column]
-        axes.text(column, row, f"{count}\n{share:.1%}", ha="center", va="center",
-                  color="white" if share > 0.5 else "black")  # fmt: skip
+        fraction = fractions[row, column]
+        axes.text(column, row, f"{count}\n{fraction:.1%}", ha="center", va="center",
+                  color="white" if fraction > 0.5 else "black")  # fmt: skip
     names = list(result.classes)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
     low, high = result.interval
-    axes.set(xlabel="answered", ylabel="labelled")
+    axes.set(xlabel="predicted", ylabel="label")
     axes.set_title(
-        f"{result.accuracy:.1%} of {len(result.labels)} answered as labelled\n"
+        f"{result.accuracy:.1%} of {len(result.labels)} predicted as labelled\n"
         f"(95 % interval {low:.1%} to {high:.1%})",
         fontsize=11,
     )
@@ -139,9 +139,9 @@ def confusion_matrix(result: Evaluation) -> Figure:
 
 
 def reliability(result: Evaluation) -> Figure:
-    """Show the share of right answers by confidence, with 95 % intervals, and how many there are.
+    """Show the fraction correct by confidence, with 95 % intervals, and how many there are.
 
-    An answer's confidence is what it should be where the points lie on the diagonal.
+    Confidence is what it should be where the points lie on the diagonal.
     """
     bins = [each for each in result.reliability() if each.pictures]
     said, was = [each.confidence for each in bins], [each.accuracy for each in bins]
@@ -151,25 +151,23 @@ def reliability(result: Evaluation) -> Figure:
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(5.2, 5.6), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
-    upper.plot([0, 1], [0, 1], "--", color="grey", label="as sure as it is right")
+    upper.plot([0, 1], [0, 1], "--", color="grey", label="as sure as it is correct")
     upper.errorbar(said, was, yerr=[below, above], fmt="o-", color=_LINES[0], capsize=2,
                    label="this model, with 95 % intervals")  # fmt: skip
     upper.text(
-        0.03, 0.78, "more often right\nthan it says", transform=upper.transAxes, color="grey"
+        0.03, 0.78, "more often correct\nthan it says", transform=upper.transAxes, color="grey"
     )
-    upper.text(0.97, 0.05, "less often right\nthan it says", transform=upper.transAxes,
+    upper.text(0.97, 0.05, "less often correct\nthan it says", transform=upper.transAxes,
                color="grey", ha="right")  # fmt: skip
-    upper.set(
-        ylabel="share of right answers", ylim=(min(0.5, *(low for low, _ in bounds)) - 0.02, 1.02)
-    )
+    upper.set(ylabel="fraction correct", ylim=(min(0.5, *(low for low, _ in bounds)) - 0.02, 1.02))
     upper.set_title(
-        "Is it right as often as it says?\n"
+        "Is it correct as often as it says?\n"
         f"Confidence is off by {result.calibration_error:.1%} on average (ECE)"
     )
     upper.legend(loc="upper left", fontsize=8)
     lower.bar([each.low for each in bins], [each.pictures for each in bins], 1 / 15 * 0.95,
               align="edge", color=_LINES[0])  # fmt: skip
-    lower.set(xlabel="confidence of the answer", ylabel="pictures")
+    lower.set(xlabel="confidence of the prediction", ylabel="pictures")
     lower.set_xlim(1 / len(result.classes) - 0.02, 1.02)
     for axis in (upper.xaxis, upper.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -177,25 +175,28 @@ def reliability(result: Evaluation) -> Figure:
 
 
 def coverage(result: Evaluation) -> Figure:
-    """Show the accuracy of the answers that are left when the unsure ones are not given."""
+    """Show the accuracy of the predictions that are left without the unsure ones."""
     every = result.coverage(np.unique(result.confidence.astype(np.float64)).tolist())
     every = tuple(each for each in every if each.pictures >= _FEWEST) or every
-    shares = [each.share for each in every]
-    bounds = np.array([wilson_interval(each.right, each.pictures) for each in every])
+    fractions = [each.fraction for each in every]
+    bounds = np.array([wilson_interval(each.correct, each.pictures) for each in every])
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    axes.fill_between(shares, bounds[:, 0], bounds[:, 1], color=_LINES[0], alpha=0.15,
+    axes.fill_between(fractions, bounds[:, 0], bounds[:, 1], color=_LINES[0], alpha=0.15,
                       label="95 % interval", linewidth=0)  # fmt: skip
-    axes.plot(shares, [each.accuracy for each in every], color=_LINES[0])
+    axes.plot(fractions, [each.accuracy for each in every], color=_LINES[0])
     marked = [each for each in result.coverage(THRESHOLDS) if each.pictures]
-    axes.plot([each.share for each in marked], [each.accuracy for each in marked], "o",
-              color=_LINES[1], label="answers of at least this confidence alone")  # fmt: skip
-    for each in {each.share: each for each in reversed(marked)}.values():
+    axes.plot([each.fraction for each in marked], [each.accuracy for each in marked], "o",
+              color=_LINES[1], label="predictions of at least this confidence alone")  # fmt: skip
+    for each in {each.fraction: each for each in reversed(marked)}.values():
         axes.annotate(f"{each.threshold:.0%}" if each.threshold else "all",
-                      (each.share, each.accuracy), (4, 6), textcoords="offset points")  # fmt: skip
+                      (each.fraction, each.accuracy), (4, 6),
+                      textcoords="offset points")  # fmt: skip
     lowest = min(each.accuracy for each in marked)
-    axes.set(xlabel="share of the pictures that are answered", ylabel="share of these right")
+    axes.set(
+        xlabel="fraction of the pictures that is predicted", ylabel="fraction of these correct"
+    )
     axes.set(xlim=(0, 1.06), ylim=(max(0, lowest - 0.04), 1.01))
-    axes.set_title("How many answers are right when unsure ones are left out")
+    axes.set_title("Accuracy of the predictions when unsure ones are left out")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower left", fontsize=8)
@@ -211,14 +212,14 @@ def robustness(tried: Sequence[Tried]) -> Figure:
     }
     under = (
         "zoom into the picture, or margin added around it",
-        "sigma as a share of the picture's side",
+        "sigma as a fraction of the picture's side",
         "pixels on the shorter side",
     )
     figure, row = plt.subplots(1, 3, figsize=(12.5, 4), sharey=True, layout="constrained")
     for axes, (title, kinds), words in zip(row, panels.items(), under, strict=True):
         _accuracy_lines(axes, [each for each in tried if each.condition.kind in kinds])
         axes.set(title=title, xlabel=words)
-    row[0].set_ylabel("share of right answers")
+    row[0].set_ylabel("fraction correct")
     row[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     row[0].legend(fontsize=8)
     figure.suptitle("Accuracy when the same pictures are framed otherwise, blurred or scaled down")
@@ -230,12 +231,12 @@ def _accuracy_lines(axes: Axes, tried: Sequence[Tried]) -> None:
     names = [name for name in tried[0].parts if name != EVERY]
     for i, name in enumerate(names if len(names) > 1 else [EVERY]):
         parts = [each.parts[name] for each in tried]
-        shares = np.array([part.accuracy for part in parts])
+        fractions = np.array([part.accuracy for part in parts])
         bounds = np.array([part.interval for part in parts])
         # After a space: of what begins with "_", a legend knows nothing.
-        gaps = np.maximum(np.abs(bounds.T - shares), 0)
+        gaps = np.maximum(np.abs(bounds.T - fractions), 0)
         places = np.arange(len(parts)) + 0.05 * i  # that intervals do not cover each other
-        axes.errorbar(places, shares, yerr=gaps, capsize=2, label=f" {printable(name)}",
+        axes.errorbar(places, fractions, yerr=gaps, capsize=2, label=f" {printable(name)}",
                       color=_LINES[i % len(_LINES)], marker=_MARKS[i % len(_MARKS)])  # fmt: skip
     labels = [str(each.condition).replace(" ", "\n", 1) for each in tried]
     axes.set_xticks(range(len(tried)), labels, fontsize=8)
@@ -246,9 +247,9 @@ def _accuracy_lines(axes: Axes, tried: Sequence[Tried]) -> None:
 
 
 def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 8) -> Figure:
-    """Show the wrong answers given with most confidence: what was answered, label and name.
+    """Show the wrong predictions of most confidence: prediction, label and name.
 
-    Where no answer is wrong, the least confident ones.
+    Where none is wrong, the least confident ones.
     """
     wrong = result.mistakes()
     chosen = wrong if len(wrong) else result.confidence.argsort()
@@ -259,8 +260,8 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
         f"labelled {result.classes[result.labels[i]]}\n{_in_two_lines(str(result.paths[i]))}"
         for i in chosen
     ]
-    order = "the most confident first" if len(wrong) else "the least confident answers"
-    title = f"{len(wrong)} of {len(result.labels)} answered wrong: {order} (answer, label, name)"
+    order = "the most confident first" if len(wrong) else "the least confident predictions"
+    title = f"{len(wrong)} of {len(result.labels)} wrong: {order} (prediction, label, name)"
     return _gallery(pictures, titles, columns, title)
 
 
@@ -288,17 +289,17 @@ def worst_findings(findings: pd.DataFrame, source: Source, columns: int = 8) -> 
     return _gallery(pictures, titles, columns, f"{len(findings)} findings: the worst of each kind")
 
 
-def answers_grid(
+def predictions_grid(
     predictions: Sequence[Prediction], labels: Sequence[str], source: Source, columns: int = 8
 ) -> Figure:
-    """Show classified pictures, each under the answer that it got; red where its label differs."""
+    """Show classified pictures, each under its prediction; red where its label differs."""
     pictures = [_try_load(each.name, source) for each in predictions]
     titles = [f"{each.label()} {each.confidence:.0%}" for each in predictions]
-    right = [each.label() == label for each, label in zip(predictions, labels, strict=True)]
-    title = f"Answers of process.py: {sum(right)} of {len(right)} as labelled, the others in red"
+    correct = [each.label() == label for each, label in zip(predictions, labels, strict=True)]
+    title = f"Predictions of process.py: {sum(correct)} of {len(correct)} correct, others in red"
     figure = _gallery(pictures, titles, columns, title)
-    for axes, is_right in zip(figure.axes, right, strict=False):
-        axes.title.set_color("black" if is_right else "#c00000")
+    for axes, is_correct in zip(figure.axes, correct, strict=False):
+        axes.title.set_color("black" if is_correct else "#c00000")
     return figure
 
 

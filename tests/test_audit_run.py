@@ -25,7 +25,7 @@ from face_gender.audit import run as run_module
 from face_gender.audit.__main__ import main
 from face_gender.audit.findings import COLUMNS
 from face_gender.audit.run import AuditReport, audit
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.tables import read_index, write_index
 from face_gender.errors import InputError
 from face_gender.model.architectures import build_model
@@ -200,7 +200,7 @@ def test_groups_keep_copies_in_one_split(planted: Path, tmp_path: Path, weights:
 
 def test_pictures_that_the_net_has_seen_are_not_judged_by_it(tmp_path: Path) -> None:
     faces = make_portraits(tmp_path / "data", 20, 20)
-    index = create_csv(faces, tmp_path / "index.csv", progress=False)
+    index = Index.create(faces, tmp_path / "index.csv", progress=False)
     rows = index.table[np.arange(40) % 4 != 0]
     seen, hashes = set(rows["path"]), tuple(rows["sha256"])
     some = save_checkpoint(tmp_path / "some.pth", hashes)
@@ -279,7 +279,7 @@ def test_odd_names_come_through(tmp_path: Path, weights: Path, odd: str) -> None
     assert f"female/z{odd}" in set(report.findings["path"])
     assert main([str(data), "--output", str(tmp_path / "audit"), "--weights", str(weights)]) == 0
     groups = tmp_path / "audit" / "groups.csv"
-    index = create_csv(data, tmp_path / "index.csv", groups=groups, progress=False)
+    index = Index.create(data, tmp_path / "index.csv", groups=groups, progress=False)
     assert {f"male/{odd}", f"female/z{odd}"} <= set(index.table["path"])
     assert (index.table["group"] != "").all()
     written = read_index(tmp_path / "audit" / "index_clean.csv")
@@ -373,7 +373,7 @@ def test_a_folder_gives_an_index_to_train_by(planted: Path, tmp_path: Path, weig
     assert set(table["split"]) == {"train", "val", "test"}
     assert not table["sha256"].duplicated().any()
     recipe = get_recipe("compact_cnn", epochs=1)
-    (report,) = train(recipe, index, planted, tmp_path / "w", workers=0, progress=False)
+    (report,) = train(recipe, index, tmp_path / "w", data=planted, workers=0, progress=False)
     assert report.checkpoint.exists()
     # And it can be looked at itself, where nothing so bad is left.
     again = look(index, tmp_path / "again", weights, data=planted)
@@ -529,7 +529,7 @@ def index_of_nothing_beside(data: Path) -> list[str]:
 
 def index_of_other_pictures(data: Path) -> list[str]:
     other = make_faces(data.parent / "other", 3, 3)
-    index = create_csv(other, data.parent / "index.csv", progress=False)
+    index = Index.create(other, data.parent / "index.csv", progress=False)
     for path in (data / "male").iterdir():
         draw_face("female", 50).save(path)
     for path in (data / "female").iterdir():

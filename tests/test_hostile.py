@@ -40,7 +40,7 @@ from face_gender.classify import engines
 from face_gender.classify.classifier import classify, load_classifier
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels, load_image
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.sources import ArchiveSource, FolderSource, find_images, open_source
 from face_gender.data.tables import read_index
 from face_gender.errors import InputError
@@ -182,14 +182,14 @@ def test_an_index_that_leads_out_is_refused_wherever_it_is_read(
 ) -> None:
     data = make_faces(tmp_path / "data", 4, 4)
     draw_face("male", 99).save(tmp_path / "secret.jpg")
-    create_csv(data, progress=False)
+    Index.create(data, progress=False)
     index = data / "index.csv"
     with open(index, "a") as file:
         file.write(f"{path},0,train,{'0' * 64}\n")
     for read in (
         lambda: read_index(index),
-        lambda: FaceDataset(index, "train", data),
-        lambda: next(train("compact_cnn", index, data, tmp_path / "out", progress=False)),
+        lambda: FaceDataset(index, "train"),
+        lambda: next(train("compact_cnn", index, tmp_path / "out", progress=False)),
     ):
         with pytest.raises(InputError) as caught:
             read()
@@ -453,15 +453,13 @@ def test_the_commands_themselves_never_hang_on_such_folders(tmp_path: Path, weig
 @ON_UNIX
 def test_training_leaves_out_what_became_a_pipe(tmp_path: Path, one_thread: None) -> None:
     data = make_faces(tmp_path / "data", 8, 8)
-    table = create_csv(data, progress=False).table
+    table = Index.create(data, progress=False).table
     name = table[table["split"] == "train"]["path"].iloc[0]
     (data / name).unlink()
     os.mkfifo(data / name)
     recipe = get_recipe("compact_cnn", epochs=1, batch_size=8)
     with pytest.warns(UserWarning, match="not a regular file"):
-        reports = list(
-            train(recipe, data / "index.csv", data, tmp_path / "o", workers=0, progress=False)
-        )
+        reports = list(train(recipe, data / "index.csv", tmp_path / "o", workers=0, progress=False))
     assert len(reports) == 1
 
 
@@ -758,10 +756,10 @@ def test_a_malicious_checkpoint_is_refused_by_everything_that_reads_one(
     assert "never run" in one_sentence(capsys.readouterr().err, "process.py")
     assert run(export.main, path) == 1
     assert "never run" in one_sentence(capsys.readouterr().err, "face_gender.export")
-    create_csv(pictures, progress=False)
+    Index.create(pictures, progress=False)
     recipe = get_recipe("compact_cnn", init=str(path), epochs=1)
     with pytest.raises(InputError, match="never run"):
-        next(train(recipe, pictures / "index.csv", pictures, work / "o", progress=False))
+        next(train(recipe, pictures / "index.csv", work / "o", progress=False))
     assert not target.exists()
     # Or this would prove nothing: where it is let, the payload does what it says.
     if form is raw_pickle:

@@ -26,7 +26,7 @@ from sentences import sentence
 import face_gender.data.scan as index_module
 from face_gender import CLASSES
 from face_gender.data.images import UnreadableImage, decode_image
-from face_gender.data.index import IndexReport, create_csv, find_data, list_pictures
+from face_gender.data.index import Index, list_pictures
 from face_gender.data.scan import _hash_one, hashes_of
 from face_gender.data.sound import sound_size
 from face_gender.data.sources import ArchiveSource, FolderSource, Source, is_outside
@@ -37,8 +37,8 @@ from face_gender.errors import InputError
 SHARES = (70, 15, 15)
 
 
-def index(data: Path, **options: object) -> IndexReport:
-    return create_csv(data, progress=False, **options)  # type: ignore[arg-type]
+def index(data: Path, **options: object) -> Index:
+    return Index.create(data, progress=False, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -197,10 +197,10 @@ def test_share_of_zero_leaves_its_split_empty() -> None:
 
 def test_index_has_the_documented_columns_rows_and_place(few: Path) -> None:
     report = index(few)
-    assert report.path == few / "index.csv" and os.fspath(report) == str(report.path)
+    assert report.path == few / "index.csv" and Index.open(report) is report
     text = report.path.read_text(encoding="utf-8")
     assert text.startswith("path,label,split,sha256\nfemale/f_0.jpg,1,")
-    table = read_index(report)
+    table = read_index(report.path)
     assert table["path"].tolist() == sorted(table["path"])
     assert dict(zip(table["path"], table["label"], strict=True)) == {
         **{f"male/m_{i}.jpg": 0 for i in range(5)},
@@ -251,7 +251,7 @@ def test_what_is_no_picture_never_becomes_a_row(few: Path, name: str, tmp_path: 
     for data in (few, archive):
         report = index(data)
         assert len(report.table) == 9
-        assert report.unreadable == ()
+        assert report.report.unreadable == ()
 
 
 def test_files_beside_the_class_folders_are_not_rows(few: Path) -> None:
@@ -285,12 +285,12 @@ def test_unreadable_pictures_are_listed_with_reasons_and_left_as_they_are(few: P
     (few / "female" / "folder.jpg").mkdir()
     before = snapshot(few)
     report = index(few)
-    assert [path for path, _ in report.unreadable] == [
+    assert [path for path, _ in report.report.unreadable] == [
         "female/text.jpg",
         "female/zero.png",
         "male/half.jpg",
     ]
-    reasons = dict(report.unreadable)
+    reasons = dict(report.report.unreadable)
     assert "not an image" in reasons["female/text.jpg"]
     assert reasons["female/zero.png"] == "empty file"
     assert "truncated" in reasons["male/half.jpg"]
@@ -305,7 +305,7 @@ def test_pipe_and_broken_link_are_listed_and_do_not_hang(few: Path) -> None:
     (few / "male" / "link.jpg").symlink_to("nowhere.jpg")
     (few / "male" / "loop").symlink_to(few / "male")
     report = index(few)
-    assert [path for path, _ in report.unreadable] == ["male/link.jpg", "male/pipe.jpg"]
+    assert [path for path, _ in report.report.unreadable] == ["male/link.jpg", "male/pipe.jpg"]
     assert len(report.table) == 9
 
 
@@ -314,8 +314,8 @@ def test_damaged_member_of_an_archive_is_listed(few: Path, tmp_path: Path) -> No
     content = (few / "male" / "m_3.jpg").read_bytes()
     archive.write_bytes(archive.read_bytes().replace(content, content[:-9] + bytes(9)))
     report = index(archive)
-    assert [path for path, _ in report.unreadable] == ["male/m_3.jpg"]
-    assert "damaged" in report.unreadable[0][1]
+    assert [path for path, _ in report.report.unreadable] == ["male/m_3.jpg"]
+    assert "damaged" in report.report.unreadable[0][1]
     assert len(report.table) == 8
 
 
@@ -326,7 +326,7 @@ def test_copies_stay_together_and_are_counted(few: Path) -> None:
     report = index(few)
     copies = report.table[report.table["sha256"] == hashlib.sha256(content).hexdigest()]
     assert len(copies) == 7 and copies["split"].nunique() == 1
-    assert report.duplicates == 6
+    assert report.report.duplicates == 6
 
 
 def test_same_bytes_under_both_labels_are_reported_and_left_out(few: Path) -> None:
@@ -334,11 +334,11 @@ def test_same_bytes_under_both_labels_are_reported_and_left_out(few: Path) -> No
         content = (few / "male" / f"m_{i}.jpg").read_bytes()
         (few / "female" / f"also_{i}.jpg").write_bytes(content)
     report = index(few)
-    assert report.contradictions == (
+    assert report.report.contradictions == (
         ("female/also_0.jpg", "male/m_0.jpg"),
         ("female/also_1.jpg", "male/m_1.jpg"),
     )
-    left_out = {path for paths in report.contradictions for path in paths}
+    left_out = {path for paths in report.report.contradictions for path in paths}
     assert len(report.table) == 7 and not left_out & set(report.table["path"])
 
 
@@ -624,7 +624,7 @@ def test_spawned_workers_give_the_same_index(mixed: Path, tmp_path: Path) -> Non
         "import face_gender.data.scan as index\n"
         "index._WORTH_PROCESSES = index._CHUNK = 1\n"
         "index._hash_one = None\n"  # in this process alone
-        "index.create_csv(sys.argv[1], sys.argv[2], progress=False)\n"
+        "index.Index.create(sys.argv[1], sys.argv[2], progress=False)\n"
     )
     archive = make_zip(mixed, tmp_path / "faces.zip")
     arguments = [sys.executable, "-c", code, str(archive), str(tmp_path / "spawned.csv")]
@@ -677,7 +677,7 @@ def test_rows_of_one_person_share_a_split(faces: Path, tmp_path: Path, prefix: s
     men = report.table[report.table["group"] != ""]
     assert len(men) == 20
     assert (men.groupby("group")["split"].nunique() == 1).all()
-    assert "group" in read_index(report)
+    assert "group" in read_index(report.path)
 
 
 def test_groups_may_leave_out_the_folder_inside_the_archive(few: Path, tmp_path: Path) -> None:
@@ -791,7 +791,7 @@ def test_older_csv_lists_the_pictures_that_are_gone(few: Path) -> None:
     rows = [f"male/m_{i}.jpg,0" for i in range(6)] + [f"female/f_{i}.jpg,1" for i in range(4)]
     (few / "old.csv").write_text("\n".join(["path,label", *rows]))
     report = index(few / "old.csv")
-    assert [path for path, _ in report.unreadable] == ["male/m_5.jpg"]
+    assert [path for path, _ in report.report.unreadable] == ["male/m_5.jpg"]
     assert len(report.table) == 9
 
 
@@ -879,8 +879,10 @@ def test_contradictions_of_utkface_are_those_that_sha256_finds(
             labels.setdefault(digest, set()).add(name.split("/")[1])
     both = sum(len(folders) == 2 for folders in labels.values())
     report = index(archive, output=tmp_path / "index.csv")
-    assert len(report.contradictions) == both > 0
-    left_out = sum(len(paths) for paths in report.contradictions) + len(report.unreadable)
+    assert len(report.report.contradictions) == both > 0
+    left_out = sum(len(paths) for paths in report.report.contradictions) + len(
+        report.report.unreadable
+    )
     assert len(report.table) + left_out == len(names) == 23_703
     assert (report.table.groupby("sha256")["split"].nunique() == 1).all()
 
@@ -903,8 +905,8 @@ def test_no_person_of_celeba_is_in_two_splits(
 def test_files_that_are_no_pictures_by_name_are_counted(faces: Path) -> None:
     (faces / "male" / "55_0_0jpg").write_bytes((faces / "male" / "m_0.jpg").read_bytes())
     (faces / "male" / ".hidden").write_bytes(b"x")
-    report = create_csv(faces, progress=False)
-    assert report.others == ("male/55_0_0jpg",)
+    report = Index.create(faces, progress=False)
+    assert report.report.others == ("male/55_0_0jpg",)
     assert "1 no pictures by name (male/55_0_0jpg)" in report.summary()
 
 
@@ -944,7 +946,7 @@ def test_nothing_to_list_is_one_sentence(tmp_path: Path) -> None:
 def test_the_data_of_an_index_are_the_folder_that_it_lies_in(few: Path, tmp_path: Path) -> None:
     make_zip(few, few / "copy.zip")  # the folder comes first
     report = index(few)
-    source = find_data(report, report.table)
+    source = Index.open(report.path).source
     assert isinstance(source, FolderSource)
     assert source.path.samefile(few)
 
@@ -958,7 +960,7 @@ def test_the_data_of_an_index_are_the_archive_beside_it_that_has_them(
     packed = make_zip(few, tmp_path / "beside" / "b.ZIP", "faces/")
     report = index(packed)
     assert report.path.parent == tmp_path / "beside"
-    source = find_data(report, report.table)
+    source = Index.open(report.path).source
     assert isinstance(source, ArchiveSource)
     assert source.path.name == "b.ZIP"
 
@@ -968,13 +970,78 @@ def test_the_data_of_an_index_may_be_found_from_its_own_folder(
 ) -> None:
     report = index(few)
     monkeypatch.chdir(few)
-    assert find_data("index.csv", report.table).read(report.table["path"].iloc[0])
+    assert Index.open("index.csv").source.read(report.table["path"].iloc[0])
 
 
 def test_data_that_are_nowhere_near_are_one_sentence(few: Path, tmp_path: Path) -> None:
     (tmp_path / "away").mkdir()
     report = index(few, output=tmp_path / "away" / "index.csv")
     with pytest.raises(InputError) as caught:
-        find_data(report, report.table)
+        Index.open(report.path)
     assert "--data" in sentence(caught)
     assert report.table["path"].iloc[0] in str(caught.value)
+
+
+# One value for the data
+
+
+def test_an_index_is_opened_once_and_knows_its_splits(few: Path) -> None:
+    made = index(few)
+    opened = Index.open(made.path)
+    assert Index.open(opened) is opened
+    assert opened.table.equals(read_index(made.path)) and opened.path == made.path
+    sizes = {name: len(opened.split(name)) for name in SPLITS}
+    assert sum(sizes.values()) == len(opened) == len(opened.split(None)) == 9
+    assert all(set(opened.split(name).table["split"]) == {name} for name in SPLITS)
+    assert opened.hashes() == made.table["sha256"].tolist()
+    assert opened.counts().to_numpy().sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "words"),
+    [
+        ("path,label,split\nmale/m_0.jpg,0,train\n", "Train", "train, val, test"),
+        ("path,label,split\nmale/m_0.jpg,0,train\n", "test", "no pictures in split 'test'"),
+        ("path,label\nmale/m_0.jpg,0\n", "test", "data_split.py"),
+        ("path,label,split\n", None, "has no rows"),
+    ],
+)
+def test_a_split_that_is_not_there_is_one_sentence(
+    text: str, split: str | None, words: str, few: Path
+) -> None:
+    (few / "index.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=words) as caught:
+        Index.open(few / "index.csv").split(split)
+    sentence(caught)
+
+
+def test_pictures_of_other_data_are_refused(few: Path, tmp_path: Path) -> None:
+    made = index(few)
+    other = tmp_path / "other"
+    for i, path in enumerate(made.table["path"]):
+        (other / path).parent.mkdir(parents=True, exist_ok=True)
+        draw_face("male", 1000 + i).save(other / path)
+    for data, words in ((other, "has other bytes"), (tmp_path, "is not there")):
+        with pytest.raises(InputError, match=words) as caught:
+            Index.open(made.path, data)
+        assert "made of other pictures" in sentence(caught)
+
+
+def test_pictures_that_a_model_has_seen_are_counted_with_or_without_hashes(few: Path) -> None:
+    made = index(few)
+    seen = [int(each[:16], 16) for each in made.table["sha256"][:3]]
+    signed = [each - 2**64 if each >= 2**63 else each for each in seen]
+    for table in (made.table, made.table.drop(columns="sha256"), made.table.assign(sha256="?")):
+        assert Index(table, made.source).count_seen(signed) == 3
+    assert made.count_seen([]) == made.count_seen([1, 2]) == 0
+
+
+def test_what_has_no_row_is_listed_with_its_reason(few: Path) -> None:
+    (few / "male" / "zero.jpg").write_bytes(b"")
+    made = index(few)
+    draw_face("male", 77).save(few / "male" / "later.jpg")
+    assert dict(Index.open(made.path).left_out()) == {
+        "male/zero.jpg": "empty file",
+        "male/later.jpg": "readable: it has a twin under the other label, or came after the index "
+        "was made",
+    }

@@ -15,7 +15,7 @@ from face_gender.classify.classifier import Classifier, choose_load, classify, l
 from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.images import load_image, load_pixels
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.devices import mixed_precision
@@ -36,9 +36,9 @@ def make_checkpoint(recipe_name: str) -> Checkpoint:
 def test_serving_makes_the_tensors_of_training(name: str, faces: Path, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(name)
     checkpoint.save(tmp_path / "c.pth")
-    index = create_csv(faces, progress=False)
+    index = Index.create(faces, progress=False)
     transform = RECIPES[name].preprocessing.eval_transform()
-    dataset = FaceDataset(index, "test", faces, transform)
+    dataset = FaceDataset(index, "test", transform)
     expected = {str(path): dataset[i][0] for i, path in enumerate(dataset.paths)}
     net = load_classifier(tmp_path / "c.pth", mixed=False)
     taken: list[torch.Tensor] = []

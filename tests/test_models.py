@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.errors import InputError
 from face_gender.model.architectures import (
-    average_into,
     build_model,
     check_arch,
     check_size,
@@ -535,26 +533,3 @@ def test_a_net_for_answers_is_held_in_the_type_that_is_asked_for() -> None:
     weight = fast.get_submodule("layer1.0.conv1").weight
     assert isinstance(weight, Tensor)
     assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_an_average_follows_the_faster_the_fewer_steps_are_in_it() -> None:
-    """By hand, for a net with BatchNorm, whose counter is no number to average."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    average = copy.deepcopy(model)
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for steps in range(1, 31):
-        model.train()(torch.randn(2, 3, 5, 5))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter))
-        average_into(average, model, 0.6, steps)
-        decay = min(0.6, steps / (9 + steps))
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                expected[name] = decay * expected[name] + (1 - decay) * tensor
-            else:
-                expected[name] = tensor.clone()
-    for name, tensor in average.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
-    assert int(average.state_dict()["1.num_batches_tracked"]) == 30

@@ -14,13 +14,13 @@ from PIL import Image
 from face_gender import plots
 from face_gender.classify.results import Prediction
 from face_gender.data.dataset import FaceDataset
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.evaluate.metrics import Evaluation
 from face_gender.evaluate.report import EVERY, THRESHOLDS, Tried
 from face_gender.evaluate.robustness import CONDITIONS
-from face_gender.train.loop import EpochReport
+from face_gender.train.run import EpochReport
 
 
 def make_result(paths: list[str], answers: list[float]) -> Evaluation:
@@ -36,15 +36,15 @@ def make_result(paths: list[str], answers: list[float]) -> Evaluation:
 
 
 def test_histogram_counts_every_picture(faces: Path) -> None:
-    report = create_csv(faces, progress=False)
+    report = Index.create(faces, progress=False)
     figure = plots.class_histogram(report.table)
     heights = sorted(int(bar.get_height()) for bar in figure.axes[0].patches)
     assert heights == [3, 3, 3, 3, 14, 14]
 
 
 def test_sizes_leave_out_what_cannot_be_read(faces: Path) -> None:
-    report = create_csv(faces, progress=False)
-    dataset = FaceDataset(report.table, None, faces)
+    report = Index.create(faces, progress=False)
+    dataset = FaceDataset(report, None)
     (faces / str(dataset.paths[0])).write_bytes(b"gone bad")
     assert plots.image_sizes(dataset).axes[0].get_title() == "Sizes of 39 pictures"
     assert plots.face_grid(dataset, rows=5).axes
@@ -74,7 +74,7 @@ def test_without_mistakes_the_least_confident_are_shown(faces: Path) -> None:
     assert [title.split("\n")[0] for title in titles] == ["male 60%", "male 90%"]
 
 
-def test_confusion_matrix_writes_counts_and_shares() -> None:
+def test_confusion_matrix_writes_counts_and_fractions() -> None:
     figure = plots.confusion_matrix(make_result(["a", "b", "c", "d"], [0.9, 0.1, 0.1, 0.1]))
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["3\n75.0%", "1\n25.0%", "0\n0.0%", "0\n0.0%"]
@@ -91,7 +91,7 @@ def test_curves_mark_the_best_epoch(epochs: int) -> None:
 
 def test_answers_that_differ_from_the_label_are_red(faces: Path) -> None:
     answers = [Prediction(f"male/m_{i}.jpg", ("male", "female"), (0.9, 0.1)) for i in range(2)]
-    figure = plots.answers_grid(answers, ["male", "female"], open_source(faces))
+    figure = plots.predictions_grid(answers, ["male", "female"], open_source(faces))
     assert [axes.title.get_color() for axes in figure.axes[:2]] == ["black", "#c00000"]
 
 
@@ -141,8 +141,8 @@ def test_coverage_marks_the_thresholds() -> None:
     (axes,) = plots.coverage(result).axes
     curve, marks = (line.get_xydata() for line in axes.lines)
     assert curve[0].tolist() == [1, result.accuracy]
-    shares = [each.share for each in result.coverage(THRESHOLDS) if each.pictures]
-    assert marks[:, 0].tolist() == shares
+    fractions = [each.fraction for each in result.coverage(THRESHOLDS) if each.pictures]
+    assert marks[:, 0].tolist() == fractions
     assert [text.get_text() for text in axes.texts][-2:] == ["60%", "all"]
 
 
@@ -153,7 +153,7 @@ def test_thresholds_that_leave_the_same_answers_are_marked_once() -> None:
 
 def test_robustness_has_a_line_a_source_or_one_of_all() -> None:
     result = spread()
-    half = {"web": result.subset(result.right), "_scan": result.subset(~result.right)}
+    half = {"web": result.subset(result.correct), "_scan": result.subset(~result.correct)}
     for parts, names in (({}, [EVERY]), ({"web": result}, [EVERY]), (half, ["web", "_scan"])):
         tried = [Tried(each, {EVERY: result, **parts}) for each in CONDITIONS]
         framing, blur, size = plots.robustness(tried).axes

@@ -17,7 +17,7 @@ from PIL import Image
 
 import face_gender.classify.__main__ as process
 from face_gender import RECIPE_NAMES
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import load_checkpoint
 from face_gender.model.recipes import RECIPES, get_recipe
@@ -29,9 +29,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A net that tells the drawn faces apart."""
     folder = tmp_path_factory.mktemp("trained")
     data = make_faces(folder / "data", 40, 40)
-    index = create_csv(data, progress=False)
+    index = Index.create(data, progress=False)
     recipe = get_recipe("compact_cnn", epochs=4, batch_size=16, learning_rate=1e-3)
-    reports = list(train(recipe, index, data, folder / "out", workers=0, progress=False))
+    reports = list(train(recipe, index, folder / "out", workers=0, progress=False))
     assert reports[-1].val_accuracy == 1.0
     return folder / "out" / "best.pth"
 

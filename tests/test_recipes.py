@@ -131,17 +131,17 @@ def test_a_recipe_of_our_own_needs_no_download_and_bears_small_pictures() -> Non
 
 def test_pictures_grow_to_their_size_over_two_thirds_of_the_epochs() -> None:
     recipe = get_recipe("resnet18_tuned", epochs=9, start_size=0.5)
-    shares = [recipe.share_of_size(epoch) for epoch in range(9)]
+    shares = [recipe.size_fraction(epoch) for epoch in range(9)]
     assert shares[0] == 0.5
     assert shares == sorted(shares)
     assert shares[5] < 1
     assert shares[6:] == [1, 1, 1]
-    assert get_recipe("resnet18").share_of_size(0) == 1
+    assert get_recipe("resnet18").size_fraction(0) == 1
     # The last epoch, if it is the only one too, has the size of all answers to come.
-    assert get_recipe("resnet18_tuned", epochs=1).share_of_size(0) == 1
-    assert get_recipe("resnet18_tuned", epochs=2).share_of_size(1) == 1
+    assert get_recipe("resnet18_tuned", epochs=1).size_fraction(0) == 1
+    assert get_recipe("resnet18_tuned", epochs=2).size_fraction(1) == 1
     # Weights that are there already know one size.
-    assert get_recipe("resnet18_tuned", init="a.pth").share_of_size(0) == 1
+    assert get_recipe("resnet18_tuned", init="a.pth").size_fraction(0) == 1
 
 
 def test_classes_are_in_the_order_of_the_labels() -> None:

@@ -77,7 +77,9 @@ def test_a_blur_spreads_a_point_by_its_sigma() -> None:
 
 def test_no_blur_leaves_a_picture_sharper_than_a_blur() -> None:
     images = noise(64, 48)
-    sharpness = [blurred(images, share).diff(dim=3).abs().mean() for share in (0.01, 0.02, 0.04)]
+    sharpness = [
+        blurred(images, fraction).diff(dim=3).abs().mean() for fraction in (0.01, 0.02, 0.04)
+    ]
     assert images.float().diff(dim=3).abs().mean() > sharpness[0] > sharpness[1] > sharpness[2]
 
 

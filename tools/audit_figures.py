@@ -34,7 +34,7 @@ from face_gender.audit.duplicates import Pairs, near_duplicates
 from face_gender.audit.findings import Judged
 from face_gender.audit.run import AuditReport, audit, default_weights
 from face_gender.data.images import UnreadableImage, load_image
-from face_gender.data.index import list_pictures
+from face_gender.data.index import Index, list_pictures
 from face_gender.data.sources import FolderSource, find_images, open_source
 from face_gender.data.split import split_rows
 from face_gender.data.tables import write_index
@@ -280,12 +280,13 @@ def run_win_back(options: argparse.Namespace) -> None:
             ("turned", given, np.ones(len(rows), dtype=bool)),
             ("cleaned", given, suspicion < 0.5),
         ):
-            index, folder = table.assign(label=own)[keep], options.work / "win_back" / name
-            for _ in train(recipe, index, options.data, folder, seed=seed, progress=False):
+            index = Index(table.assign(label=own)[keep], report.source)
+            folder = options.work / "win_back" / name
+            for _ in train(recipe, index, folder, seed=seed, progress=False):
                 pass
             # The last epoch: the validation labels are turned too, and to choose by them is noise.
             last = folder / recipe.name / f"epoch_{recipe.epochs - 1}.pth"
-            result = evaluate(last, index, options.data, progress=False)
+            result = evaluate(last, index, progress=False)
             accuracy[name] = result.accuracy
             low, high = wilson_interval(round(result.accuracy * len(result.labels)),
                                         len(result.labels))  # fmt: skip

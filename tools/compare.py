@@ -27,8 +27,7 @@ from torch import Tensor
 
 from face_gender import CLASSES
 from face_gender.data.augmentation import Augmentation, to_grey
-from face_gender.data.index import find_data
-from face_gender.data.tables import read_index
+from face_gender.data.index import Index
 from face_gender.evaluate.metrics import Evaluation, wilson_interval
 from face_gender.evaluate.predict import evaluate
 from face_gender.model.recipes import Recipe, get_recipe
@@ -102,19 +101,16 @@ def in_grey(images: Tensor) -> Tensor:
 
 def run(name: str, recipe: Recipe, seed: int, index: Path, out: Path) -> None:
     """Train and test once; leave the figures and the answers."""
-    table = read_index(index)
-    data = find_data(index, table).path
+    opened = Index.open(index)
+    chosen = replace(opened, table=rows_to_compare(opened.table))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        reports = list(
-            train(recipe, rows_to_compare(table), data, scratch, seed=seed, progress=False)
-        )
+        reports = list(train(recipe, chosen, scratch, seed=seed, progress=False))
         minutes = (time.perf_counter() - started) / 60
         best = max(report.epoch for report in reports if report.is_best)
-        test = table[table["split"] == "test"]
         found = {
             flip: evaluate(
-                Path(scratch) / "best.pth", test, data, flip=flip, progress=False,
+                Path(scratch) / "best.pth", opened, flip=flip, progress=False,
                 change=in_grey if name.startswith("grey") else None,
             )
             for flip in (False, True)

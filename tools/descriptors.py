@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from face_gender.data.images import load_image
-from face_gender.data.index import find_data
+from face_gender.data.index import Index
 from face_gender.data.tables import read_index
 from face_gender.errors import InputError
 
@@ -60,7 +60,7 @@ def describe(task: tuple[Path, str, list[str]]) -> npt.NDArray[np.float32]:
         models = Path(found.origin).parent / "models"
         landmarks = str(models / "shape_predictor_5_face_landmarks.dat")
         net = str(models / "dlib_face_recognition_resnet_model_v1.dat")
-        source = find_data(index, read_index(index))
+        source = Index.open(index).source
         _loaded.extend(
             (dlib, dlib.shape_predictor(landmarks), dlib.face_recognition_model_v1(net), source)
         )

@@ -31,10 +31,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import face_gender.inference  # noqa: E402 - what a child would import
-import face_gender.training  # noqa: E402, F401
-
-from face_gender.data.index import create_csv  # noqa: E402
+import face_gender.classify.classifier  # noqa: E402 - what a child would import
+import face_gender.train.loop  # noqa: E402, F401
+from face_gender.data.index import Index  # noqa: E402
 from face_gender.model.checkpoint import load_checkpoint  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -306,9 +305,9 @@ def main() -> int:
         for path in sorted(data.rglob("*.jpg"))[::5]:
             (few / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, few / path.parent.name)
-        index = create_csv(few, progress=False).path
+        Index.create(few, progress=False)
         cases = [
-            training(index),
+            training(few / "index.csv"),
             classification(portraits(data, work / "pictures"), ROOT / "model_weights/shipped.pth"),
         ]
         for case in cases:

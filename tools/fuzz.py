@@ -9,8 +9,8 @@ blocks, numbers; or changed in its structure (an archive's directory, a pickle's
 written anew. It must end in a result or in exactly the exception that the function names:
 
 - image: `decode_image` and `decode_pixels`, same pixels or same reason; UnreadableImage
-- index: `read_index`, and `create_csv` of it as an older form; InputError
-- zip: `open_source`, names, every `read`; `find_images`; `create_csv` of it; InputError, and
+- index: `read_index`, and `Index.create` of it as an older form; InputError
+- zip: `open_source`, names, every `read`; `find_images`; `Index.create` of it; InputError, and
   OSError for reading a member
 - checkpoint: `load_checkpoint`, `build`, and one picture through the net; InputError
 

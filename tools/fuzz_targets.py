@@ -24,8 +24,8 @@ from face_gender.classify.classifier import load_classifier
 from face_gender.classify.results import Prediction, write_results
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
-from face_gender.data.index import create_csv
-from face_gender.data.sources import find_images, open_source
+from face_gender.data.index import Index
+from face_gender.data.sources import FolderSource, find_images, open_source
 from face_gender.data.tables import read_index
 from face_gender.errors import InputError
 from face_gender.model.architectures import build_model
@@ -144,7 +144,7 @@ def _with_checksums(data: bytes) -> bytes:
 
 
 class IndexTarget:
-    """`read_index`, `FaceDataset` and `create_csv` take a CSV or raise InputError."""
+    """`read_index`, `FaceDataset` and `Index.create` take a CSV or raise InputError."""
 
     suffix = ".csv"
 
@@ -174,7 +174,7 @@ class IndexTarget:
         try:
             table = read_index(path)
             outcome = "index"
-            dataset = FaceDataset(table, None, self.folder)
+            dataset = FaceDataset(Index(table, FolderSource(self.folder)), None)
             for i in range(min(2, len(dataset))):
                 try:
                     dataset[i]
@@ -183,7 +183,7 @@ class IndexTarget:
         except InputError as error:
             _sentence(error)
         try:
-            create_csv(path, self.folder / "made.csv", force=True, progress=False)
+            Index.create(path, self.folder / "made.csv", force=True, progress=False)
             outcome += " and new index"
         except InputError as error:
             _sentence(error)
@@ -240,7 +240,7 @@ class ZipTarget:
             _sentence(error)
             outcomes.append("InputError")
         try:
-            create_csv(path, self.folder / "made.csv", force=True, progress=False)
+            Index.create(path, self.folder / "made.csv", force=True, progress=False)
             read_index(self.folder / "made.csv")
             outcomes.append("index")
         except InputError as error:

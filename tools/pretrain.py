@@ -20,7 +20,6 @@ descriptors says.
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,18 +33,18 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from face_gender import CLASSES
-from face_gender.data.dataset import FaceDataset, FaceLoader, select_split, soft_labels
-from face_gender.data.index import find_data
-from face_gender.data.tables import read_index
+from face_gender.data.dataset import FaceDataset, make_loader, soft_labels, to_input
+from face_gender.data.index import Index
 from face_gender.devices import forward, keep_freed_memory, mixed_precision
 from face_gender.errors import InputError
 from face_gender.evaluate.metrics import fit_temperature
 from face_gender.evaluate.predict import predict
 from face_gender.evaluate.report import by_value
-from face_gender.model.architectures import average_into, build_model, to_device
+from face_gender.model.architectures import build_model, to_device
 from face_gender.model.checkpoint import Checkpoint, hash64
 from face_gender.model.recipes import Recipe, get_recipe
-from face_gender.train.loop import _optimizer, _schedule, _start
+from face_gender.train.optim import build_for, make_optimizer, make_schedule
+from face_gender.train.step import average_of
 from tools.sources import BANDS, RACES
 from tools.teacher import read_descriptors
 
@@ -144,49 +143,48 @@ class Pretraining:
             start_size=1.0,
         )
         preprocessing = self.recipe.preprocessing
-        table = read_index(options.index)
-        source = find_data(options.index, table)
-        rows = select_split(table, "train")
-        self.targets = Targets(rows, options.descriptors, self.recipe)
-        used = hash64(table[table["split"].isin(["train", "val"])]["sha256"])
+        index = Index.open(options.index)
+        rows, val = index.split("train"), index.split("val")
+        self.targets = Targets(rows.table, options.descriptors, self.recipe)
+        used = hash64([*rows.hashes(), *val.hashes()])
         device = torch.device("cpu")
-        train = FaceDataset(rows, None, source, preprocessing.train_transform())
+        self.seed, self.transform = options.seed, preprocessing.train_transform()
         size = self.recipe.batch_size
-        self.train_loader = FaceLoader(train, size, True, options.seed, None, device)
-        self.val_rows = select_split(table, "val")
-        val = FaceDataset(self.val_rows, None, source, preprocessing.eval_transform())
-        self.val_loader = FaceLoader(val, size, False, 0, None, device)
-        net, seen = _start(self.recipe)
+        self.train_loader = make_loader(
+            FaceDataset(rows, None, self.transform), size, shuffle=True, seed=self.seed
+        )
+        self.val_rows = val.table
+        self.val_loader = make_loader(FaceDataset(val, None, preprocessing.eval_transform()), size)
+        net, seen = build_for(self.recipe)
         self.seen = torch.unique(torch.cat([seen, used]))
         net.fc = nn.Linear(512, 2 + 1 + len(RACES) + DESCRIPTORS)
         self.net = to_device(net, device)
-        self.average = copy.deepcopy(self.net)
-        self.steps = 0
+        self.ema_model = average_of(self.net, self.recipe.average)
         self.epoch = 0
         self.temperature = 1.0
         self.metrics: dict[str, float] = {}
         self.precision = mixed_precision(device)
-        self.optimizer = _optimizer(self.recipe, self.net)
-        schedule = _schedule(self.recipe, self.optimizer, len(self.train_loader))
+        self.optimizer = make_optimizer(self.recipe, self.net)
+        schedule = make_schedule(self.recipe, self.optimizer, len(self.train_loader))
         assert schedule is not None  # of this recipe, one cycle
         self.schedule = schedule
 
     def train_epoch(self) -> dict[str, float]:
         """Train once through the split; return the mean of each loss."""
         self.net.train()
-        self.train_loader.sampler.epoch = self.epoch
+        self.train_loader.batch_sampler.epoch = self.epoch
         sums, batches = dict.fromkeys(WEIGHTS, 0.0), 0
         for batch in self.train_loader:
-            if batch.images is None or len(batch.labels) < 2:
+            if len(batch.labels) < 2:
                 continue
-            outputs = forward(self.net, batch.images, self.precision)
+            images = to_input(batch, self.transform, "cpu", self.seed, self.epoch)
+            outputs = forward(self.net, images, self.precision)
             losses = self.targets.losses(outputs, batch.positions)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
             self.optimizer.step()
             self.schedule.step()
-            self.steps += 1
-            average_into(self.average, self.net, self.recipe.average, self.steps)
+            self.ema_model.update_parameters(self.net)
             batches += 1
             for name, loss in losses.items():
                 sums[name] += float(loss.detach())
@@ -194,7 +192,7 @@ class Pretraining:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights with the answer male or female alone."""
-        weights = dict(self.average.state_dict())
+        weights = dict(self.ema_model.module.state_dict())
         weights["fc.weight"], weights["fc.bias"] = weights["fc.weight"][:2], weights["fc.bias"][:2]
         return weights
 
@@ -203,7 +201,7 @@ class Pretraining:
         net = build_model("resnet18", len(CLASSES), imagenet=False)
         net.load_state_dict(self.weights())
         net = to_device(net, torch.device("cpu"))
-        result = predict(net, self.val_loader, CLASSES, 1.0, self.precision, False)
+        (result,) = predict(net, self.val_loader, CLASSES, precision=self.precision)
         self.temperature = fit_temperature(result.log_probabilities, result.labels)
         recalls = {f"val_recall_{name}": recall for name, recall in result.recall.items()}
         self.metrics = {"val_accuracy": result.accuracy, **recalls}
@@ -213,10 +211,9 @@ class Pretraining:
 
     def state(self) -> dict[str, object]:
         """Return what `go_on` takes."""
-        parts = (self.net, self.average, self.optimizer, self.schedule)
+        parts = (self.net, self.ema_model, self.optimizer, self.schedule)
         return {
             "parts": [part.state_dict() for part in parts],
-            "steps": self.steps,
             "epoch": self.epoch,
             "temperature": self.temperature,
             "metrics": self.metrics,
@@ -227,10 +224,10 @@ class Pretraining:
         state = torch.load(path, weights_only=True)
         net, average, optimizer, schedule = state["parts"]
         self.net.load_state_dict(net)
-        self.average.load_state_dict(average)
+        self.ema_model.load_state_dict(average)
         self.optimizer.load_state_dict(optimizer)
         self.schedule.load_state_dict(schedule)
-        self.steps, self.epoch = state["steps"], state["epoch"]
+        self.epoch = state["epoch"]
         self.temperature, self.metrics = state["temperature"], state["metrics"]
 
     def checkpoint(self) -> Checkpoint:

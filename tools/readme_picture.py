@@ -14,7 +14,7 @@ from face_gender.classify.classifier import classify, load_classifier
 from face_gender.classify.results import Prediction
 from face_gender.data.sources import find_images
 from face_gender.errors import InputError
-from face_gender.plots import answers_grid
+from face_gender.plots import predictions_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,7 +29,7 @@ def main() -> int:
             each for each in classify(classifier, source, chosen) if isinstance(each, Prediction)
         ]
         labels = [each.name.split("/")[0] for each in answers]
-        figure = answers_grid(answers, labels, source)
+        figure = predictions_grid(answers, labels, source)
         figure.savefig(ROOT / "docs" / "samples.png", dpi=110)
     except InputError as error:
         print(f"readme_picture.py: {error}", file=sys.stderr)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from face_gender.data.index import find_data
-from face_gender.data.tables import read_index
+from face_gender.data.index import Index
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import evaluate
 from face_gender.model.checkpoint import load_checkpoint
@@ -28,10 +27,10 @@ def main() -> int:
     parser.add_argument("index", type=Path)
     options = parser.parse_args()
     try:
-        data = find_data(options.index, read_index(options.index)).path
+        index = Index.open(options.index)
         load_checkpoint(options.weights).save(SHIPPED, dtype=torch.float16)
         before, after = (
-            evaluate(path, options.index, data, "val", allow_seen=True).predictions
+            evaluate(path, index, "val", allow_seen=True).predictions
             for path in (options.weights, SHIPPED)
         )
     except (InputError, OSError) as error:

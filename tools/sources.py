@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.tables import write_index
 from face_gender.errors import InputError
 
@@ -42,9 +42,9 @@ def indexed(folder: Path, groups: Path | None = None) -> pd.DataFrame:
             table["path"] = table["path"].str.removeprefix(f"{folder.name}/")
             groups = Path(scratch) / "groups.csv"
             table.to_csv(groups, index=False)
-        report = create_csv(folder, Path(scratch) / "index.csv", groups=groups)
-        print(f"{folder.name}: {report.summary()}")
-    rows = report.table.assign(source=folder.name, age="", race="")
+        index = Index.create(folder, Path(scratch) / "index.csv", groups=groups)
+        print(f"{folder.name}: {index.summary()}")
+    rows = index.table.assign(source=folder.name, age="", race="")
     rows["path"] = folder.name + "/" + rows["path"]
     if groups is not None:
         rows["group"] = [f"{folder.name}:{group}" if group else "" for group in rows["group"]]

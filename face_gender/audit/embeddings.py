@@ -17,8 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from face_gender import CLASSES
-from face_gender.data.dataset import FaceDataset, FaceLoader
-from face_gender.data.sources import Source
+from face_gender.data.dataset import FaceDataset, make_loader, to_input
+from face_gender.data.index import Index
+from face_gender.data.sources import Source, open_source
 from face_gender.devices import mixed_precision, pick_device
 from face_gender.evaluate.predict import evaluate
 from face_gender.files import cpu_count
@@ -49,15 +50,16 @@ def embed_all(
     device = pick_device()
     model = to_device(model, device)
     precision = mixed_precision(device)
-    dataset = FaceDataset(table, None, source, transform)
+    dataset = FaceDataset(Index(table, source), None, transform)
     out: npt.NDArray[np.float16] | None = None
     workers = min(jobs, cpu_count()) if len(dataset) >= 256 else 0
-    for batch in FaceLoader(dataset, _BATCH, workers=workers, device=device):
+    for batch in make_loader(dataset, _BATCH, workers=workers, device=device):
         progress(len(batch.labels) + len(batch.failures))
-        if batch.images is None:
+        if not len(batch.images):
             continue
+        images = to_input(batch, transform, device)
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            features = embed(model, batch.images).cpu().numpy()
+            features = embed(model, images).cpu().numpy()
         if out is None:
             out = np.full((len(dataset), features.shape[1]), np.nan, dtype=np.float16)
         out[batch.positions.numpy()] = np.clip(features, -6e4, 6e4)
@@ -137,11 +139,11 @@ def train_fold(
     if len(others) < 4 or table["label"].iloc[others].nunique() < len(CLASSES):
         return answers
     split[np.random.default_rng(abs(seed)).permutation(others)[: max(2, len(others) // 20)]] = "val"
-    rows = table.assign(split=split)
+    index = Index(table.assign(split=split), open_source(data))
     try:
-        for _ in train(recipe, rows, data, folder, seed=seed, workers=jobs):
+        for _ in train(recipe, index, folder, seed=seed, workers=jobs):
             pass
-        result = evaluate(folder / recipe.name / "best.pth", rows, data, workers=jobs)
+        result = evaluate(folder / recipe.name / "best.pth", index, workers=jobs)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     position = {path: i for i, path in enumerate(table["path"])}

@@ -23,9 +23,8 @@ from face_gender.audit.page import write_page
 from face_gender.audit.stages import Arrays, Stages, key_of
 from face_gender.console import Stderr
 from face_gender.data.images import UnreadableImage, load_image
-from face_gender.data.index import find_data, list_pictures
-from face_gender.data.scan import check_matches
-from face_gender.data.sources import Source, open_source
+from face_gender.data.index import Index, list_pictures
+from face_gender.data.sources import Source
 from face_gender.data.split import split_rows
 from face_gender.data.tables import read_cells, read_index, write_index
 from face_gender.errors import InputError
@@ -263,24 +262,19 @@ def _open(path: str | os.PathLike[str], data: str | os.PathLike[str] | None) -> 
         table, source, unlisted = list_pictures(path)
         notes = tuple(f"not looked into: {folder}: {reason}" for folder, reason in unlisted)
         return _Input(table, source, None, notes)
-    index = read_index(path)
-    if index.empty:
-        raise InputError(f"{path} names no pictures: make an index with data_split.py.")
     try:
-        source = open_source(data) if data is not None else find_data(path, index)
+        index = Index.open(path, data)
     except InputError:
-        if data is not None or "split" in index:
-            raise
         with suppress(InputError):
             # An older form, whose names may be those of pictures in male/ and female/ beside it.
-            table, source, _ = list_pictures(path)
-            return _Input(table, source, None)
+            if data is None and "split" not in read_index(path):
+                table, source, _ = list_pictures(path)
+                return _Input(table, source, None)
         raise
-    check_matches(index, source)
     # A row that stands there twice is no copy of a picture, and clean would drop both.
-    table = index.drop_duplicates(["path", "label"], ignore_index=True)
+    table = index.table.drop_duplicates(["path", "label"], ignore_index=True)
     table = table[[name for name in ("path", "label", "group") if name in table]]
-    return _Input(table, source, read_cells(path, "make an index with data_split.py"))
+    return _Input(table, index.source, read_cells(path, "make an index with data_split.py"))
 
 
 def _check(output: Path, given: Path, folds: int, score: float, jobs: int | None) -> None:

@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None, name: str = "face_gender.data")
 def run(options: argparse.Namespace) -> None:
     """Write the index and say what is in it and what was left out."""
     # Imported late: --help and mistakes answer without pandas.
-    from face_gender.data.index import create_csv
+    from face_gender.data.index import Index
 
-    report = create_csv(
+    index = Index.create(
         options.data,
         options.output,
         options.ratios,
@@ -67,11 +67,12 @@ def run(options: argparse.Namespace) -> None:
         options.groups,
         options.force,
     )
-    for path, reason in report.unreadable:
+    assert index.report is not None
+    for path, reason in index.report.unreadable:
         print_stderr(f"left out: {path}: {reason}")
-    for paths in report.contradictions:
+    for paths in index.report.contradictions:
         print_stderr(f"left out, same bytes under both labels: {', '.join(paths)}")
-    print(report.summary())
+    print(index.summary())
 
 
 if __name__ == "__main__":

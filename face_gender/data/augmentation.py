@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-# What ITU-R BT.601 takes red, green and blue for in a grey value, as Pillow and torchvision do.
+# Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow and torchvision have it.
 _GREY = (0.299, 0.587, 0.114)
-_LARGEST_SIGMA = 0.03  # of a blur, as a share of the shorter side
+_LARGEST_SIGMA = 0.03  # of a blur, as a fraction of the shorter side
 
 
 def is_number(value: object) -> bool:
@@ -32,8 +32,8 @@ class Augmentation:
     largest turn to either side in degrees (0 to 180); what turns in from outside is black, or
     else see ``reflection``.
     ``zoom``: smallest and largest scale; below 1 the picture shrinks within its frame.
-    ``shift``: the largest move along each axis, as a share of the side. ``colour``: the largest
-    change of brightness, contrast and saturation, as a share. ``grey``, ``downscale`` (to 24
+    ``shift``: the largest move along each axis, as a fraction of the side. ``colour``: the largest
+    change of brightness, contrast and saturation, as a fraction. ``grey``, ``downscale`` (to 24
     pixels at least, and back), ``blur`` (Gaussian, its sigma up to 3 % of the shorter side) and
     ``erasing`` (a rectangle of 2 to 20 % of the area) are probabilities; so is ``reflection``, that
     what comes in from outside the picture is the picture mirrored at its border and not black.
@@ -72,48 +72,53 @@ class Augmentation:
             raise ValueError(f"rotation is an angle from 0 to 180 degrees, not {self.rotation}.")
 
     def apply(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Change every picture of a batch, each by its own ``chances``.
+        """Change every picture of a batch, each by its own ``uniforms``.
 
-        ``images`` (n, 3, H, W) uint8; ``chances`` (n, CHANCES) float32 in 0..1, from `draw`.
-        Returns (n, 3, H, W), values 0..255: uint8 while no change needs fractions, then float32.
+        ``images`` (n, 3, H, W) uint8; ``uniforms`` (n, N_UNIFORMS) float32 in 0..1, from
+        `sample_uniforms`. Returns (n, 3, H, W), values 0..255: uint8 while no change needs
+        fractions, then float32.
         """
-        chance = dict(zip(_NAMES, uniforms.to(images.device).unbind(1), strict=True))
+        if not len(images):  # the shard of a process that the last batch has no picture for
+            return images
+        uniform = dict(zip(_NAMES, uniforms.to(images.device).unbind(1), strict=True))
         if self.downscale:
-            images = _downscale(images, chance, self.downscale)
+            images = _downscale(images, uniform, self.downscale)
         if self.blur:
-            images = _blur(images, chance, self.blur)
+            images = _blur(images, uniform, self.blur)
         if self.rotation or self.shift or self.zoom != (1.0, 1.0):
-            images = self._warp(images, chance)
+            images = self._warp(images, uniform)
         elif self.horizontal_flip:
-            flips = _column(chance["flip"] < self.horizontal_flip)
+            flips = _column(uniform["flip"] < self.horizontal_flip)
             images = torch.where(flips, images.flip(3), images)
         if self.colour:
-            images = _jitter(images.float(), chance, self.colour)
+            images = _jitter(images.float(), uniform, self.colour)
         if self.grey:
-            images = torch.where(_column(chance["grey"] < self.grey), to_grey(images), images)
+            images = torch.where(_column(uniform["grey"] < self.grey), to_grey(images), images)
         if self.erasing:
-            images = images.masked_fill(_rectangles(images, chance, self.erasing), 0)
+            images = images.masked_fill(_rectangles(images, uniform, self.erasing), 0)
         return images
 
-    def _warp(self, images: Tensor, chance: dict[str, Tensor]) -> Tensor:
+    def _warp(self, images: Tensor, uniform: dict[str, Tensor]) -> Tensor:
         """Flip, turn, scale and move by one resampling (bilinear)."""
         height, width = images.shape[2:]
-        angle = _spread(chance["angle"], math.radians(self.rotation))
+        angle = _spread(uniform["angle"], math.radians(self.rotation))
         smallest, largest = self.zoom
-        scale = smallest + (largest - smallest) * chance["zoom"]
-        mirror = torch.where(chance["flip"] < self.horizontal_flip, -1.0, 1.0)
+        scale = smallest + (largest - smallest) * uniform["zoom"]
+        mirror = torch.where(uniform["flip"] < self.horizontal_flip, -1.0, 1.0)
         cosine, sine = angle.cos() / scale, angle.sin() / scale
-        # Where each pixel of the result comes from, in coordinates from -1 to 1 on both axes.
+        # The place that each pixel of the result comes from, from -1 to 1 on both axes.
         x = torch.stack([cosine * mirror, sine * mirror * (height / width)], 1)
         y = torch.stack([-sine * (width / height), cosine], 1)
         turn = torch.stack([x, y], 1)
         # The move is one of the result.
-        move = torch.stack([_spread(chance[name], 2 * self.shift) for name in ("right", "down")], 1)
+        move = torch.stack(
+            [_spread(uniform[name], 2 * self.shift) for name in ("right", "down")], 1
+        )
         theta = torch.cat([turn, -(turn @ move[:, :, None])], 2)
         grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
         images = images.float()
         framed = nn.functional.grid_sample(images, grid, align_corners=False)
-        mirrored = torch.nonzero(chance["border"] < self.reflection).flatten()
+        mirrored = torch.nonzero(uniform["border"] < self.reflection).flatten()
         if len(mirrored):
             framed[mirrored] = nn.functional.grid_sample(
                 images[mirrored], grid[mirrored], padding_mode="reflection", align_corners=False
@@ -130,7 +135,7 @@ N_UNIFORMS = len(_NAMES)
 
 
 def sample_uniforms(seed: int, epoch: int, positions: Tensor) -> Tensor:
-    """Return (n, CHANCES) float32 in 0..1 for the pictures at ``positions`` (n,) int64.
+    """Return (n, N_UNIFORMS) float32 in 0..1 for the pictures at ``positions`` (n,) int64.
 
     A picture's numbers depend on seed, epoch and its position alone, so that neither the batch
     nor the number of workers changes them. SplitMix64 (Steele, Lea and Flood, OOPSLA 2014),
@@ -148,9 +153,9 @@ def sample_uniforms(seed: int, epoch: int, positions: Tensor) -> Tensor:
     return torch.from_numpy((z >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
 
 
-def _spread(chance: Tensor, most: float) -> Tensor:
+def _spread(uniform: Tensor, most: float) -> Tensor:
     """Return numbers from -``most`` to ``most``."""
-    return (2 * chance - 1) * most
+    return (2 * uniform - 1) * most
 
 
 def _column(values: Tensor) -> Tensor:
@@ -165,10 +170,10 @@ def to_grey(images: Tensor) -> Tensor:
     return grey[:, None].to(images.dtype)
 
 
-def _jitter(images: Tensor, chance: dict[str, Tensor], most: float) -> Tensor:
+def _jitter(images: Tensor, uniform: dict[str, Tensor], most: float) -> Tensor:
     """Change brightness, then contrast, then saturation of float pictures, within 0..255."""
     factors = [
-        1 + _column(_spread(chance[n], most)) for n in ("brightness", "contrast", "saturation")
+        1 + _column(_spread(uniform[n], most)) for n in ("brightness", "contrast", "saturation")
     ]
     images = (images * factors[0]).clamp_(0, 255)
     mean = to_grey(images).mean((1, 2, 3), keepdim=True)
@@ -176,7 +181,7 @@ def _jitter(images: Tensor, chance: dict[str, Tensor], most: float) -> Tensor:
     return torch.lerp(to_grey(images).expand_as(images), images, factors[2]).clamp_(0, 255)
 
 
-def _downscale(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:
+def _downscale(images: Tensor, uniform: dict[str, Tensor], probability: float) -> Tensor:
     """Scale some pictures down, to 24 pixels on their shorter side at least, and up again."""
     height, width = images.shape[2:]
     shorter = min(height, width)
@@ -184,21 +189,21 @@ def _downscale(images: Tensor, chance: dict[str, Tensor], probability: float) ->
         return images
     images = images.to(torch.float32, copy=True)
     resize = partial(nn.functional.interpolate, mode="bilinear", antialias=True)
-    sizes = 24 + (chance["size"] * (shorter - 24)).long()
-    for i in torch.nonzero(chance["downscale"] < probability).flatten().tolist():
-        share = int(sizes[i]) / shorter
-        small = [max(1, round(height * share)), max(1, round(width * share))]
+    sizes = 24 + (uniform["size"] * (shorter - 24)).long()
+    for i in torch.nonzero(uniform["downscale"] < probability).flatten().tolist():
+        fraction = int(sizes[i]) / shorter
+        small = [max(1, round(height * fraction)), max(1, round(width * fraction))]
         images[i : i + 1] = resize(resize(images[i : i + 1], small), [height, width])
     return images
 
 
-def _blur(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:
+def _blur(images: Tensor, uniform: dict[str, Tensor], probability: float) -> Tensor:
     """Blur some pictures, each by a sigma of its own; a border is repeated beyond itself."""
-    chosen = torch.nonzero(chance["blur"] < probability).flatten()
+    chosen = torch.nonzero(uniform["blur"] < probability).flatten()
     if not len(chosen):
         return images
     largest = _LARGEST_SIGMA * min(images.shape[2:])
-    sigma = (largest * chance["sigma"][chosen]).clamp_min(1e-3)
+    sigma = (largest * uniform["sigma"][chosen]).clamp_min(1e-3)
     reach = math.ceil(3 * largest)
     offsets = torch.arange(-reach, reach + 1, device=images.device)
     kernels = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
@@ -213,21 +218,21 @@ def _blur(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tens
     return images
 
 
-def _rectangles(images: Tensor, chance: dict[str, Tensor], probability: float) -> Tensor:
+def _rectangles(images: Tensor, uniform: dict[str, Tensor], probability: float) -> Tensor:
     """Return (n, 1, H, W) bool: true inside the rectangle that is erased from a picture.
 
     Zhong et al., arXiv:1708.04896: 2 to 20 % of the area, sides from 0.3 to 3.3 to one.
     """
     height, width = images.shape[2:]
-    area = (0.02 + 0.18 * chance["area"]) * height * width
-    shape = torch.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * chance["shape"])
+    area = (0.02 + 0.18 * uniform["area"]) * height * width
+    shape = torch.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * uniform["shape"])
     tall = (area * shape).sqrt().round().clamp(1, height)
     wide = (area / shape).sqrt().round().clamp(1, width)
-    top = (chance["top"] * (height - tall + 1)).floor()
-    left = (chance["left"] * (width - wide + 1)).floor()
+    top = (uniform["top"] * (height - tall + 1)).floor()
+    left = (uniform["left"] * (width - wide + 1)).floor()
     rows = torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     inside_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
     inside_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-    erased = _column(chance["erasing"] < probability)
+    erased = _column(uniform["erasing"] < probability)
     return erased & (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]

@@ -1,71 +1,184 @@
-"""A folder or an archive of pictures -> index.csv: scan, hash, split, once and for good."""
+"""The data of a training as one value: a table of pictures and the source they are read from."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from face_gender import CLASSES
-from face_gender.data.scan import _SEARCHED, _hash_all, _hash_one, _read_groups, _scan
-from face_gender.data.sources import (
-    ArchiveSource,
-    FolderSource,
-    Source,
+from face_gender.data.scan import (
+    _SEARCHED,
+    _hash_all,
+    _hash_one,
+    _read_groups,
+    _scan,
+    check_matches,
+    row_hashes,
 )
+from face_gender.data.sources import ArchiveSource, FolderSource, Source, open_source
 from face_gender.data.split import SPLITS, _check_ratios, split_rows
 from face_gender.data.tables import _text, read_index, write_index
 from face_gender.errors import InputError, printable
-from face_gender.files import (
-    check_output,
-)
+from face_gender.files import check_output
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What `create_csv` wrote and what it left out. Can be passed wherever a path is taken.
+    """What `Index.create` left out.
 
-    ``path``: the CSV; ``table``: its rows; ``unreadable``: (path, reason) of pictures that
-    cannot be read; ``contradictions``: for each content that lies under both labels, its paths;
-    ``duplicates``: how many rows repeat the bytes of an earlier row; ``others``: visible files in
-    the class folders whose names do not end like a picture's.
+    ``unreadable``: (path, reason) of pictures that cannot be read; ``contradictions``: for each
+    content that lies under both labels, its paths; ``duplicates``: how many rows repeat the bytes
+    of an earlier row (these stay); ``others``: visible files in the class folders whose names do
+    not end like a picture's.
     """
 
-    path: Path
-    table: pd.DataFrame
-    unreadable: tuple[tuple[str, str], ...]
-    contradictions: tuple[tuple[str, ...], ...]
-    duplicates: int
-    others: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
+    contradictions: tuple[tuple[str, ...], ...] = ()
+    duplicates: int = 0
+    others: tuple[str, ...] = ()
 
-    def __fspath__(self) -> str:
-        return os.fspath(self.path)
-
-    def summary(self) -> str:
-        """Return what was written and what was left out, as text of a few lines."""
+    def __str__(self) -> str:
         contradicting = sum(len(paths) for paths in self.contradictions)
-        return (
-            f"{self.counts().to_string()}\n"
-            f"{printable(self.path)}: {len(self.table)} pictures, {self.duplicates} of them repeat "
-            f"another's bytes; left out: {len(self.unreadable)} unreadable, "
-            f"{contradicting} under both labels"
-            f"{self._groups_in_words()}{self._others_in_words()}"
-        )
+        words = f"{self.duplicates} of them repeat another's bytes; "
+        words += f"left out: {len(self.unreadable)} unreadable, {contradicting} under both labels"
+        if self.others:
+            words += f"; {len(self.others)} no pictures by name ({printable(self.others[0])})"
+        return words
 
-    def _groups_in_words(self) -> str:
-        if "group" not in self.table:
-            return ""
-        grouped = int((self.table["group"] != "").sum())
-        return f"; {grouped} of {len(self.table)} pictures have a group"
 
-    def _others_in_words(self) -> str:
-        if not self.others:
-            return ""
-        return f"; {len(self.others)} no pictures by name ({printable(self.others[0])})"
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The rows of a data set and where their pictures lie, opened and verified once.
+
+    ``table``: ``path`` str, POSIX and relative to ``source``; ``label`` int64, 0 male, 1 female;
+    and, where they are known, ``split``, ``sha256``, ``group`` and columns of one's own.
+    ``path``: the CSV that the table was read from; ``report``: what `create` left out.
+    Use `open` or `create`; an Index that is made of a table and a source is not verified.
+    """
+
+    table: pd.DataFrame
+    source: Source
+    path: Path | None = None
+    report: IndexReport | None = None
+
+    @classmethod
+    def open(
+        cls, index: Index | str | os.PathLike[str], data: str | os.PathLike[str] | None = None
+    ) -> Index:
+        """Read an index and see that its pictures are those of ``data``; an Index stays as it is.
+
+        ``data``: the folder or the .zip, by default the one that the CSV lies in or beside.
+        Raises InputError where the CSV is no index, where ``data`` cannot be found, or where it
+        holds other pictures than those that the index was made of.
+        """
+        if isinstance(index, Index):
+            return index
+        table = read_index(index)
+        if table.empty:
+            raise InputError(f"{os.fspath(index)} has no rows: make it with data_split.py.")
+        source = open_source(data) if data is not None else _find_source(Path(index), table)
+        check_matches(table, source)
+        return cls(table, source, Path(index))
+
+    @classmethod
+    def create(
+        cls,
+        data: str | os.PathLike[str],
+        output: str | os.PathLike[str] | None = None,
+        ratios: Sequence[float] = (70, 15, 15),
+        seed: int = 0,
+        groups: str | os.PathLike[str] | None = None,
+        force: bool = False,
+        progress: bool = True,
+    ) -> Index:
+        """Index the pictures of ``data`` and write the CSV ``path,label,split,sha256[,group]``.
+
+        ``data``: a folder that holds male/ and female/, a .zip archive of one (at its root or one
+        level down), or a CSV of an older form (``path,label`` or ``image_name,class``) beside its
+        pictures. ``ratios``: percentages of train, val and test. ``groups``: a CSV
+        ``path,group``; rows of one group (a person) stay in one split, as byte-identical files
+        always do. The split depends on the contents, the groups, ``ratios`` and ``seed``, never
+        on names or their order. Nothing but the CSV is written. Raises InputError.
+        """
+        data = Path(data)
+        fractions = _check_ratios(ratios)
+        output = Path(output) if output is not None else default_output(data)
+        if data.exists():
+            check_output(output, [data, *([Path(groups)] if groups else [])])
+            if output.exists() and not force:
+                raise InputError(
+                    f"{output} exists, and a split is drawn once: use it, name another --output, "
+                    "or replace it with --force (force=True)."
+                )
+        scan = _scan(data)
+        group_of = {**scan.groups, **(_read_groups(Path(groups), scan.names) if groups else {})}
+        _check_classes(scan.labels, data, ())
+        hashes, unreadable = _hash_all(scan.source, scan.names, progress)
+        table = pd.DataFrame({"path": _text(scan.names), "label": scan.labels, "split": ""})
+        table["sha256"] = _text(hashes)
+        if groups or group_of:
+            table["group"] = _text([group_of.get(name, "") for name in scan.names])
+        table = table[table["sha256"] != ""].reset_index(drop=True)
+        table, contradictions = _without_contradictions(table)
+        _check_classes(table["label"].tolist(), data, unreadable)
+        table["split"] = split_rows(table, fractions, seed)
+        write_index(table, output)
+        copies = int(table["sha256"].duplicated().sum())
+        unreadable = (*scan.unlisted, *unreadable)
+        report = IndexReport(unreadable, contradictions, copies, scan.others)
+        return cls(table, scan.source, output, report)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def name(self) -> str:
+        """The CSV's path, or words in its place, to open a sentence with."""
+        return "the index" if self.path is None else os.fspath(self.path)
+
+    def split(self, name: str | None) -> Index:
+        """Return the rows of one split, of all splits for None. Raises InputError for none."""
+        if name is None:
+            return self
+        if name not in SPLITS:
+            raise InputError(f"there is no split {name!r}: choose one of {', '.join(SPLITS)}.")
+        if "split" not in self.table:
+            raise InputError(
+                f"{self.name} has no column split: make one with data_split.py {self.name} "
+                "--output NEW, or choose all rows with --split all (split=None)."
+            )
+        rows = self.table[self.table["split"] == name]
+        if rows.empty:
+            raise InputError(f"{self.name} has no pictures in split {name!r}: use other ratios.")
+        return replace(self, table=rows)
+
+    def hashes(self) -> list[str]:
+        """Return each row's sha256, of its file where the table has none; "" for no file."""
+        return row_hashes(self.table, self.source)
+
+    def count_seen(self, hashes: npt.ArrayLike) -> int:
+        """Return how many rows have one of these hashes (64 bits, as `Checkpoint.seen` has)."""
+        known = {each % 2**64 for each in np.asarray(hashes).tolist()}
+        if not known:
+            return 0
+        return sum(int(each[:16], 16) in known for each in self.hashes() if each)
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Return (path, reason) of each picture of the source that the table has no row for."""
+        rows = set(self.table["path"])
+        other = "readable: it has a twin under the other label, or came after the index was made"
+        return [
+            (name, _hash_one(self.source, name)[1] or other)
+            for name in _scan(self.source.path).names
+            if name not in rows
+        ]
 
     def counts(self) -> pd.DataFrame:
         """Return the number of pictures by split (rows) and class (columns)."""
@@ -73,53 +186,14 @@ class IndexReport:
         counts = pd.crosstab(self.table["split"], classes)
         return counts.reindex(index=list(SPLITS), columns=list(CLASSES), fill_value=0)
 
-
-def create_csv(
-    data: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
-    ratios: Sequence[float] = (70, 15, 15),
-    seed: int = 0,
-    groups: str | os.PathLike[str] | None = None,
-    force: bool = False,
-    progress: bool = True,
-) -> IndexReport:
-    """Index the pictures of ``data`` and write the CSV ``path,label,split,sha256[,group]``.
-
-    ``data``: a folder that holds male/ and female/, a .zip archive of one (at its root or one
-    level down), or a CSV of an older form (``path,label`` or ``image_name,class``) beside its
-    pictures. ``path`` is POSIX and relative to ``data``; ``label`` 0 = male, 1 = female.
-    ``ratios``: shares of train, val and test, adding up to 100. ``groups``: a CSV ``path,group``;
-    rows of one group (a person) stay in one split, as byte-identical files always do. The split
-    depends on the contents, the groups, ``ratios`` and ``seed``, never on names or their order.
-    Nothing but the CSV is written. Raises InputError, in one sentence, for all that is wrong.
-    """
-    data = Path(data)
-    shares = _check_ratios(ratios)
-    output = Path(output) if output is not None else default_output(data)
-    if data.exists():
-        check_output(output, [data, *([Path(groups)] if groups else [])])
-        if output.exists() and not force:
-            raise InputError(
-                f"{output} exists, and a split is drawn once: use it, name another --output, or "
-                "replace it with --force (force=True)."
-            )
-    scan = _scan(data)
-    names = scan.names
-    group_of = {**scan.groups, **(_read_groups(Path(groups), names) if groups else {})}
-    _check_classes(scan.labels, data, ())
-    hashes, unreadable = _hash_all(scan.source, names, progress)
-    table = pd.DataFrame({"path": _text(names), "label": scan.labels, "split": ""})
-    table["sha256"] = _text(hashes)
-    if groups or group_of:
-        table["group"] = _text([group_of.get(name, "") for name in names])
-    table = table[table["sha256"] != ""].reset_index(drop=True)
-    table, contradictions = _without_contradictions(table)
-    _check_classes(table["label"].tolist(), data, unreadable)
-    table["split"] = split_rows(table, shares, seed)
-    write_index(table, output)
-    duplicates = int(table["sha256"].duplicated().sum())
-    unreadable = (*scan.unlisted, *unreadable)
-    return IndexReport(output, table, unreadable, contradictions, duplicates, scan.others)
+    def summary(self) -> str:
+        """Return the counts, and what was left out where that is known, in a few lines."""
+        words = f"{printable(self.name)}: {len(self)} pictures"
+        words += f", {self.report}" if self.report else ""
+        if "group" in self.table:
+            grouped = int((self.table["group"] != "").sum())
+            words += f"; {grouped} of {len(self)} pictures have a group"
+        return f"{self.counts().to_string()}\n{words}"
 
 
 def list_pictures(
@@ -128,47 +202,34 @@ def list_pictures(
     """Return ``path`` and ``label`` of every picture of ``data`` by name, read or not.
 
     Also where to read them from, and (folder, reason) of folders that cannot be listed.
-    Raises InputError as `create_csv` does.
+    Raises InputError as `Index.create` does.
     """
     scan = _scan(Path(data))
     table = pd.DataFrame({"path": _text(scan.names), "label": scan.labels})
     return table, scan.source, scan.unlisted
 
 
-def find_data(index: str | os.PathLike[str], table: pd.DataFrame) -> Source:
-    """Return the folder or the archive that an index lies in or beside, by its first pictures.
+def default_output(data: str | os.PathLike[str]) -> Path:
+    """Return where the index of ``data`` lies: inside a folder, beside a .zip or a CSV."""
+    data = Path(data)
+    return (data if data.is_dir() else data.parent) / "index.csv"
 
-    Raises InputError where neither the CSV's folder nor an archive in it holds them.
-    """
-    folder = Path(index).absolute().parent
+
+def _find_source(index: Path, table: pd.DataFrame) -> Source:
+    """Return the folder or the archive that an index lies in or beside, by its first pictures."""
+    folder = index.absolute().parent
     names = table["path"].tolist()[:_SEARCHED]
-    archives = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip")
     if any(os.path.isfile(folder / name) for name in names):
         return FolderSource(folder)
-    for archive in archives:
+    for archive in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip"):
         with suppress(InputError):
             source = ArchiveSource(archive)
             if not set(names).isdisjoint(source.names()):
                 return source
     raise InputError(
-        f"{os.fspath(index)} names pictures that lie neither beside it nor in an archive beside "
-        f"it, such as {names[0] if names else 'none'}: name their folder or .zip with --data."
+        f"{index} names pictures that lie neither beside it nor in an archive beside it, such as "
+        f"{names[0]}: name their folder or .zip with --data."
     )
-
-
-def left_out(data: str | os.PathLike[str], index: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Return (path, reason) of each picture of ``data`` that ``index`` has no row for."""
-    scan = _scan(Path(data))
-    rows = set(read_index(index)["path"])
-    missing = [name for name in scan.names if name not in rows]
-    other = "readable: it has a twin under the other label, or came after the index was made"
-    return [(name, _hash_one(scan.source, name)[1] or other) for name in missing]
-
-
-def default_output(data: str | os.PathLike[str]) -> Path:
-    """Return where the index of ``data`` lies: inside a folder, beside a .zip or a CSV."""
-    data = Path(data)
-    return (data if data.is_dir() else data.parent) / "index.csv"
 
 
 def _without_contradictions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from face_gender.data.augmentation import N_UNIFORMS, Augmentation, is_number
 from face_gender.errors import excerpt
@@ -69,22 +69,21 @@ class Preprocessing:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std take three numbers each, std above zero.")
 
-    def resized(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return one picture, uint8 (3, any, any), as uint8 (3, height, width), antialiased.
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Return a decoded picture, uint8 (3, any, any), as uint8 (3, height, width).
 
-        ``out``: where to write it, channels last in memory.
+        The one way from a picture's own pixels to those that are augmented and normalised.
         """
+        return self.resized(pixels)
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """Return one picture, uint8 (3, any, any), as uint8 (3, height, width), antialiased."""
         if self.resize == "crop":
             pixels = self._largest_centre(pixels)
-        if pixels.stride(0) != 1 or pixels.stride(2) != 3:  # the operator minds, and writes astray
-            rows = torch.empty(*pixels.shape[1:], 3, dtype=torch.uint8)
-            pixels = rows.permute(2, 0, 1).copy_(pixels)
-        if out is None:
-            out = torch.empty(self.height, self.width, 3, dtype=torch.uint8).permute(2, 0, 1)
-        # What interpolate calls, which takes no place to write to: to copy costs a tenth more.
-        size = [self.height, self.width]
-        torch.ops.aten._upsample_bilinear2d_aa.out(pixels[None], size, False, out=out[None])
-        return out
+        # Channels last: torch resizes such bytes by an instruction for many values at once.
+        batch = pixels[None].contiguous(memory_format=torch.channels_last)
+        size = (self.height, self.width)
+        return nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)[0]
 
     def _largest_centre(self, pixels: Tensor) -> Tensor:
         """Cut out the largest centre that has the shape of the result.
@@ -132,36 +131,23 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class FaceTransform:
-    """What makes a net's input of pictures: one at a time by a call, or a batch by `finish`.
+    """From one picture to a net's input; `dataset.to_input` does the same to a whole batch.
 
-    ``random``: with the augmentation, for training. ``change``: what else is done to a batch
-    before it is normalised, (n, 3, H, W) with values 0..255 in and out.
+    ``random``: with the augmentation, for training, drawn from torch's global generator.
     """
 
     preprocessing: Preprocessing
     random: bool
-    change: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """PIL RGB image, or uint8 (3, any, any) -> float32 (3, H, W).
-
-        Random changes are drawn from torch's global generator.
-        """
+        """PIL RGB image, or uint8 (3, any, any) -> float32 (3, H, W)."""
         if not isinstance(image, Tensor):
             image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        pixels = self.preprocessing.resized(image)
-        return self.finish(pixels[None], torch.rand(1, N_UNIFORMS))[0]
-
-    def finish(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Resized pictures (n, 3, H, W) uint8 -> float32, normalised, on their device.
-
-        ``chances``: (n, CHANCES) from `augmentation.draw`, for the random changes.
-        """
+        images = self.preprocessing.prepare(image)[None]
         if self.random:
+            uniforms = torch.rand(1, N_UNIFORMS)
             images = self.preprocessing.augmentation.apply(images, uniforms)
-        if self.change:
-            images = self.change(images)
-        return self.preprocessing.normalized(images)
+        return self.preprocessing.normalized(images)[0]
 
 
 def stack(pictures: Sequence[Tensor]) -> Tensor:

@@ -20,14 +20,14 @@ from face_gender.console import (
     print_stderr,
     run_command,
 )
-from face_gender.data.sources import FolderSource, Source, open_source
+from face_gender.data.sources import FolderSource, Source
 from face_gender.errors import InputError, printable
 from face_gender.files import check_output, make_folder, sha256_of, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from face_gender.evaluate.metrics import Evaluation
+    from face_gender.data.index import Index
     from face_gender.evaluate.report import Report
     from face_gender.model.checkpoint import Checkpoint
 
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--split",
         choices=("train", "val", "test", "all"),
         default="test",
-        help="the rows of INDEX to answer; all needs no column split (default: test)",
+        help="the rows of INDEX to predict; all needs no column split (default: test)",
     )
     add(
         "--output",
@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--robustness",
         action="store_true",
-        help="answer all again with pictures framed otherwise, blurred and scaled down (slow)",
+        help="predict all again with pictures framed otherwise, blurred and scaled down (slow)",
     )
     add(
         "--allow-seen",
@@ -102,40 +102,26 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate, print the figures and write them. Raises InputError for all that is wrong."""
     # Imported late: --help and mistakes answer without torch.
     from face_gender.data.dataset import UnreadablePictureWarning
-    from face_gender.data.index import find_data
-    from face_gender.data.tables import read_index
+    from face_gender.data.index import Index
     from face_gender.model.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(options.weights)
-    table = read_index(options.index)
-    rows = _rows(options, table)
-    columns = _columns(options, rows)
-    source = open_source(options.data) if options.data else find_data(options.index, rows)
-    _check_folder(options, source, table)
+    index = Index.open(options.index, options.data)
+    rows = index.split(None if options.split == "all" else options.split)
+    columns = _columns(options, rows.table)
+    _check_folder(options, index)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreadablePictureWarning)  # they are told below
-        report = _evaluate(options, checkpoint, rows, source, columns)
+        report = _evaluate(options, checkpoint, rows, columns)
     for path, reason in report.result.skipped:
         print_stderr(f"left out: {path}: {reason}")
-    drawn = _drawn(report, source)
+    drawn = _drawn(report, index.source)
     ignore_signals()  # what is left to do takes a moment
     # Before anything is printed: a pipe such as to `head` may be closed.
     _write(options.output, report, drawn)
     if not options.quiet:
         written = f"written into {options.output}: {', '.join((*_TABLES, *drawn))}"
         print("\n".join(map(printable, (*report.lines(), "", written))))
-
-
-def _rows(options: argparse.Namespace, table: pd.DataFrame) -> pd.DataFrame:
-    from face_gender.data.dataset import select_split
-
-    if table.empty:
-        raise InputError(f"{options.index} has no rows: make it with data_split.py.")
-    if options.split != "all" and "split" not in table:
-        raise InputError(
-            f"{options.index} has no column split: choose all its rows with --split all."
-        )
-    return select_split(table, None if options.split == "all" else options.split)
 
 
 def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
@@ -152,14 +138,15 @@ def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(options.by))
 
 
-def _check_folder(options: argparse.Namespace, source: Source, rows: pd.DataFrame) -> None:
+def _check_folder(options: argparse.Namespace, index: Index) -> None:
     """Make the folder. Raises InputError where a file to write is one that is read."""
     make_folder(options.output)
+    source = index.source
     for name in _TABLES:
         check_output(options.output / name, [options.index, options.weights, source.path])
     figures = [name for name in (*_FIGURES, _ROBUSTNESS) if (options.output / name).exists()]
     if isinstance(source, FolderSource):
-        for path in rows["path"]:
+        for path in index.table["path"]:
             if path.rsplit("/", 1)[-1] in figures and (source.path / path).exists():
                 own = options.output / path.rsplit("/", 1)[-1]
                 if own.samefile(source.path / path):
@@ -167,26 +154,26 @@ def _check_folder(options: argparse.Namespace, source: Source, rows: pd.DataFram
 
 
 def _evaluate(
-    options: argparse.Namespace,
-    checkpoint: Checkpoint,
-    rows: pd.DataFrame,
-    source: Source,
-    columns: Sequence[str],
+    options: argparse.Namespace, checkpoint: Checkpoint, rows: Index, columns: Sequence[str]
 ) -> Report:
-    from face_gender.evaluate.predict import count_seen, evaluate
-    from face_gender.evaluate.report import Report, by_value
+    from face_gender.evaluate.predict import evaluate
+    from face_gender.evaluate.report import Report, by_condition, by_value
+    from face_gender.evaluate.robustness import AS_GIVEN, evaluate_conditions
     from face_gender.model.checkpoint import versions
 
     how: dict[str, Any] = {
+        "allow_seen": options.allow_seen,
         "flip": options.flip,
         "device": options.device,
         "batch_size": options.batch_size,
         "progress": not options.quiet,
     }
-    # By its path, which a leak is told with.
-    result = evaluate(
-        options.weights, rows, source.path, None, allow_seen=options.allow_seen, **how
-    )
+    if options.robustness:
+        tried = evaluate_conditions(options.weights, rows, None, **how)
+        result = tried[AS_GIVEN]
+    else:
+        # By its path, which a leak is told with.
+        tried, result = {}, evaluate(options.weights, rows, None, **how)
     facts = {
         "weights": options.weights.name,
         "weights_sha256": sha256_of(options.weights),
@@ -200,27 +187,10 @@ def _evaluate(
     return Report(
         facts,
         result,
-        seen=count_seen(checkpoint.seen, rows, source) if options.allow_seen else 0,
-        slices={column: by_value(result, rows, column) for column in columns},
-        robustness=_tried(checkpoint, rows, source, result, how) if options.robustness else (),
+        seen=rows.count_seen(checkpoint.seen) if options.allow_seen else 0,
+        slices={column: by_value(result, rows.table, column) for column in columns},
+        robustness=by_condition(tried, rows.table),
     )
-
-
-def _tried(
-    checkpoint: Checkpoint,
-    rows: pd.DataFrame,
-    source: Source,
-    result: Evaluation,
-    how: Mapping[str, Any],
-) -> list[Any]:
-    from face_gender.evaluate.report import EVERY, Tried, by_value, columns_to_slice
-    from face_gender.evaluate.robustness import try_conditions
-
-    split = "source" in columns_to_slice(rows)
-    return [
-        Tried(condition, {EVERY: answers, **(by_value(answers, rows, "source") if split else {})})
-        for condition, answers in try_conditions(checkpoint, rows, source.path, result, **how)
-    ]
 
 
 def _drawn(report: Report, source: Source) -> dict[str, bytes]:

@@ -10,40 +10,40 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-# Of fewer pictures or wrong answers, the temperature that fits best is mostly chance.
+# With fewer pictures or wrong predictions, the temperature that fits best is mostly chance.
 _FEWEST_PICTURES = 50
 _FEWEST_WRONG = 10
 _TEMPERATURES = (0.05, 20.0)
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the share ``right / total`` (Wilson, 1927).
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the fraction ``correct / total`` (Wilson, 1927).
 
     Unlike the normal approximation it stays within 0..1, and says something at 0 and at 1.
     """
     if total == 0:
         return 0.0, 1.0
-    share = right / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    fraction = correct / total
+    centre = fraction + z * z / (2 * total)
+    spread = z * math.sqrt(fraction * (1 - fraction) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def cross_entropy(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    """Return the mean of minus the logarithm of the right class's probability, in nats.
+    """Return the mean of minus the logarithm of the true class's probability, in nats.
 
     ``probabilities`` (n, classes); ``labels`` (n,). A probability of 0 counts as 1e-12.
     """
-    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return abs(float(np.log(right.clip(1e-12)).mean()))  # minus would make -0.0 of 0
+    true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return abs(float(np.log(true.clip(1e-12)).mean()))  # minus would make -0.0 of 0
 
 
 class Bin(NamedTuple):
-    """The answers whose confidence lies above ``low`` and up to ``high``.
+    """The predictions whose confidence lies above ``low`` and up to ``high``.
 
-    ``confidence``: its mean, and ``accuracy``: the share of right answers, 0..1, NaN where there
-    are none; ``pictures``: how many answers.
+    ``confidence``: its mean, and ``accuracy``: the fraction that is correct, 0..1, NaN where there
+    are none; ``pictures``: how many there are.
     """
 
     low: float
@@ -53,26 +53,26 @@ class Bin(NamedTuple):
     pictures: int
 
 
-class Answered(NamedTuple):
-    """What is left when answers of a confidence below ``threshold`` are not given.
+class Predicted(NamedTuple):
+    """The predictions that are left without those of a confidence below ``threshold``.
 
-    ``pictures``: how many answers; ``right``: how many of them are right; ``share``: of all, 0..1.
+    ``pictures``: how many; ``correct``: how many of these are; ``fraction``: of all, 0..1.
     """
 
     threshold: float
     pictures: int
-    right: int
-    share: float
+    correct: int
+    fraction: float
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers among those given, 0..1, NaN where there are none."""
-        return self.right / self.pictures if self.pictures else math.nan
+        """The fraction of these that is correct, 0..1, NaN where there are none."""
+        return self.correct / self.pictures if self.pictures else math.nan
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered on one split.
+    """The predictions of a model on one split.
 
     ``paths`` (n,) str; ``labels`` (n,) int64, positions in ``classes``; ``probabilities``
     (n, classes) float32, rows adding up to one; ``loss`` the mean cross-entropy per picture, of
@@ -99,34 +99,34 @@ class Evaluation:
 
     @property
     def confidence(self) -> npt.NDArray[np.float32]:
-        """(n,) float32: the probability of the class answered, 1/classes..1."""
+        """(n,) float32: the probability of the class predicted, 1/classes..1."""
         return self.probabilities.max(axis=1)
 
     @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """(n,) bool: whether a picture was answered as it is labelled."""
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(n,) bool: whether the prediction for a picture is its label."""
         return self.predictions == self.labels
 
     @property
     def accuracy(self) -> float:
-        """The share of pictures answered as they are labelled, 0..1."""
-        return float(self.right.mean())
+        """The fraction of pictures whose prediction is correct, 0..1."""
+        return float(self.correct.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the accuracy."""
-        return wilson_interval(int(self.right.sum()), len(self.labels))
+        return wilson_interval(int(self.correct.sum()), len(self.labels))
 
     @property
     def confusion(self) -> npt.NDArray[np.int64]:
-        """(classes, classes) int64 counts: rows as labelled, columns as answered."""
+        """(classes, classes) int64 counts: rows are labels, columns predictions."""
         matrix = np.zeros((len(self.classes),) * 2, dtype=np.int64)
         np.add.at(matrix, (self.labels, self.predictions), 1)
         return matrix
 
     @property
     def recall(self) -> dict[str, float]:
-        """For each class the share of its pictures that were answered with it; NaN for none."""
+        """For each class the fraction of its pictures that was predicted so; NaN for none."""
         return recall_per_class(self.confusion, self.classes)
 
     @property
@@ -139,15 +139,15 @@ class Evaluation:
         }
 
     def reliability(self, bins: int = 15) -> tuple[Bin, ...]:
-        """Return the answers by confidence, in ``bins`` of equal width from 0 to 1."""
+        """Return the predictions by confidence, in ``bins`` of equal width from 0 to 1."""
         confidence = self.confidence.astype(np.float64)
         places = (np.ceil(confidence * bins) - 1).clip(0, bins - 1).astype(np.int64)
         counts = np.bincount(places, minlength=bins)
         some = np.maximum(counts, 1)
         means = np.bincount(places, confidence, bins) / some
-        shares = np.bincount(places, self.right, bins) / some
+        fractions = np.bincount(places, self.correct, bins) / some
         return tuple(
-            Bin(i / bins, (i + 1) / bins, float(means[i]), float(shares[i]), int(count))
+            Bin(i / bins, (i + 1) / bins, float(means[i]), float(fractions[i]), int(count))
             if count
             else Bin(i / bins, (i + 1) / bins, math.nan, math.nan, 0)
             for i, count in enumerate(counts)
@@ -158,32 +158,32 @@ class Evaluation:
         """The expected calibration error, 0..1 (Guo and others, 2017, arXiv:1706.04599).
 
         The sum over 15 bins of equal width of n_b / n * |accuracy_b - confidence_b|, where bin b
-        holds n_b of the n answers: by how much, in the mean, an answer's probability misses how
-        often such an answer is right.
+        holds n_b of the n predictions: by how much, in the mean, a confidence misses how often
+        such a prediction is correct.
         """
         filled = [each for each in self.reliability() if each.pictures]
         missed = sum(each.pictures * abs(each.accuracy - each.confidence) for each in filled)
         return min(1.0, missed / len(self.labels))
 
-    def coverage(self, thresholds: Sequence[float]) -> tuple[Answered, ...]:
-        """Return what is left at each threshold of the confidence, as `process.py` leaves it."""
+    def coverage(self, thresholds: Sequence[float]) -> tuple[Predicted, ...]:
+        """Return the predictions left at each threshold of the confidence, as in `process.py`."""
         order = np.argsort(self.confidence, kind="stable")
         confidence = self.confidence[order].astype(np.float64)
-        right_before = np.concatenate([[0], np.cumsum(self.right[order])])
+        correct_before = np.concatenate([[0], np.cumsum(self.correct[order])])
         total = len(order)
         below = np.searchsorted(confidence, np.asarray(thresholds, dtype=np.float64), "left")
         return tuple(
-            Answered(
+            Predicted(
                 float(threshold),
                 int(total - start),
-                int(right_before[-1] - right_before[start]),
+                int(correct_before[-1] - correct_before[start]),
                 float(total - start) / total,
             )
             for threshold, start in zip(thresholds, below, strict=True)
         )
 
     def untempered(self, temperature: float) -> Evaluation:
-        """Return the answers as they were before their outputs were divided by ``temperature``."""
+        """Return the predictions of outputs that were not divided by ``temperature``."""
         powers = self.log_probabilities * temperature
         powers = np.exp(powers - powers.max(axis=1, keepdims=True))
         probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -191,9 +191,9 @@ class Evaluation:
         return replace(self, probabilities=probabilities, loss=loss)
 
     def subset(self, mask: npt.NDArray[np.bool_]) -> Evaluation:
-        """Return the answers to some of the pictures; ``mask`` (n,) bool, of which one is true.
+        """Return the predictions for some pictures; ``mask`` (n,) bool, of which one is true.
 
-        What could not be read is not in it.
+        Files that could not be read are not in it.
         """
         labels, probabilities = self.labels[mask], self.probabilities[mask]
         if not len(labels):
@@ -208,8 +208,8 @@ class Evaluation:
         )
 
     def mistakes(self) -> npt.NDArray[np.int64]:
-        """Return the positions of the wrong answers, the most confident first."""
-        wrong = np.flatnonzero(~self.right)
+        """Return the positions of the wrong predictions, the most confident first."""
+        wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
     def summary(self) -> str:
@@ -229,7 +229,7 @@ class Evaluation:
 def recall_per_class(
     confusion: npt.NDArray[np.int64], classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """Return recall by class name from a confusion matrix with rows as labelled."""
+    """Return recall by class name from a confusion matrix with rows for labels."""
     totals = confusion.sum(axis=1)
     return {
         name: float(confusion[i, i] / totals[i]) if totals[i] else math.nan
@@ -241,16 +241,16 @@ def fit_temperature(outputs: npt.NDArray[np.floating[Any]], labels: npt.NDArray[
     """Return the T for which softmax(outputs / T) fits the labels best (Guo and others, 2017).
 
     ``outputs`` (n, classes), logits or log-probabilities, finite; ``labels`` (n,), positions in a
-    row. T is in 0.05..20 and makes the mean negative log-likelihood of the labels least. Of fewer
-    than 50 pictures, or fewer than 10 wrong answers, it is 1.0: without a wrong answer, the
+    row. T is in 0.05..20 and makes the mean negative log-likelihood of the labels least. It is 1.0
+    for fewer than 50 pictures or 10 wrong predictions: without a wrong one, the
     smallest T always fits best, and with a few of them it is theirs rather than the net's.
     """
     rows = np.arange(len(labels))
     # Shifting a row changes no probability, and exp must not overflow.
     below = np.asarray(outputs, dtype=np.float64)
     below = below - below.max(axis=1, keepdims=True)
-    right = below[rows, labels]
-    if len(labels) < _FEWEST_PICTURES or np.count_nonzero(right < 0) < _FEWEST_WRONG:
+    true = below[rows, labels]
+    if len(labels) < _FEWEST_PICTURES or np.count_nonzero(true < 0) < _FEWEST_WRONG:
         return 1.0
     low, high = (math.log(each) for each in _TEMPERATURES)
     # The likelihood's slope in 1 / T falls from end to end: halving finds where it is 0, or the
@@ -259,7 +259,7 @@ def fit_temperature(outputs: npt.NDArray[np.floating[Any]], labels: npt.NDArray[
         middle = (low + high) / 2
         weights = np.exp(below * math.exp(-middle))
         expected = (weights * below).sum(axis=1) / weights.sum(axis=1)
-        if expected.mean() < right.mean():
+        if expected.mean() < true.mean():
             high = middle
         else:
             low = middle

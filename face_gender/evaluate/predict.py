@@ -1,29 +1,31 @@
-"""evaluate(): what a model is worth on pictures that it has not seen."""
+"""evaluate(): how good a model is on pictures that it has not seen."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
-from face_gender.data.dataset import FaceDataset, FaceLoader, select_split
-from face_gender.data.scan import check_matches, row_hashes
-from face_gender.data.sources import Source, open_source
-from face_gender.devices import forward, is_out_of_memory, pick_device
+from face_gender.data.dataset import FaceDataset, FaceLoader, make_loader, to_input
+from face_gender.data.index import Index
+from face_gender.devices import forward, halving_on_oom, pick_device
 from face_gender.errors import InputError
 from face_gender.evaluate.metrics import Evaluation, cross_entropy
 from face_gender.model.architectures import probabilities_of, to_device
-from face_gender.model.checkpoint import Checkpoint, as_int64, load_checkpoint
-from face_gender.train.distributed import World
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+
+# Of pictures (n, 3, H, W), resized, with values 0..255, on the device: as many with such values.
+Change = Callable[[Tensor], Tensor]
 
 
 class LeakError(InputError):
@@ -32,61 +34,67 @@ class LeakError(InputError):
 
 def evaluate(
     weights: Checkpoint | str | os.PathLike[str],
-    index: str | os.PathLike[str] | pd.DataFrame,
-    data: str | os.PathLike[str],
+    index: Index | str | os.PathLike[str],
     split: str | None = "test",
     *,
+    change: Change | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Run a model over one split (None: all rows) and return what it predicts, in float32.
+
+    ``change``: what is done to pictures before they are normalised, such as a blur. ``options``
+    and errors: those of `evaluate_changed`.
+    """
+    return evaluate_changed(weights, index, split, [change], **options)[0]
+
+
+def evaluate_changed(
+    weights: Checkpoint | str | os.PathLike[str],
+    index: Index | str | os.PathLike[str],
+    split: str | None,
+    changes: Sequence[Change | None],
+    *,
+    data: str | os.PathLike[str] | None = None,
     allow_seen: bool = False,
     flip: bool = False,
-    change: Callable[[Tensor], Tensor] | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int | None = None,
     progress: bool = True,
-) -> Evaluation:
-    """Run a model over one split (None: all rows) and return what it answered, in float32.
+) -> list[Evaluation]:
+    """Evaluate as `evaluate` does under each change, the model built and pictures read once.
 
-    ``flip``: answer with the mean of the probabilities of a picture and of its mirror image.
-    ``change``: what is done to pictures before they are normalised, such as a blur; it takes
-    (n, 3, H, W) uint8, resized, on the device, and returns as many with values 0..255.
-
-    Raises LeakError where the model was trained or chosen on any of the pictures, unless
-    ``allow_seen``; InputError for all else that is wrong.
+    ``data``: where the pictures lie, by default beside the index. ``flip``: predict the mean of
+    the probabilities of a picture and of its mirror image. Raises LeakError where the model was
+    trained or chosen on any of the pictures, unless ``allow_seen``; InputError for all else that
+    is wrong.
     """
     name = "the model" if isinstance(weights, Checkpoint) else os.fspath(weights)
     checkpoint = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
-    source = open_source(data)
-    rows = select_split(index, split)
-    check_matches(rows, source)
+    rows = Index.open(index, data).split(split)
     if not allow_seen:
-        _refuse_leak(checkpoint, rows, source, name)
+        _refuse_leak(checkpoint, rows, name)
     model, transform = checkpoint.build()
     # The index numbers classes its own way; the outputs follow the checkpoint's.
-    position = {i: _position(checkpoint.classes, name) for i, name in enumerate(CLASSES)}
-    rows = rows.assign(label=rows["label"].map(position))
-    dataset = FaceDataset(rows, None, source, replace(transform, change=change))
+    position = {i: _position(checkpoint.classes, each) for i, each in enumerate(CLASSES)}
+    rows = replace(rows, table=rows.table.assign(label=rows.table["label"].map(position)))
     chosen = pick_device(device)
-    loader = FaceLoader(dataset, batch_size, workers=workers, device=chosen)
-    model, temperature = to_device(model, chosen), checkpoint.temperature
-    result = predict(model, loader, checkpoint.classes, temperature, None, progress, flip=flip)
-    if not math.isfinite(result.loss):
+    results = predict(
+        to_device(model, chosen),
+        make_loader(FaceDataset(rows, None, transform), batch_size, workers=workers, device=chosen),
+        checkpoint.classes,
+        temperature=checkpoint.temperature,
+        flip=flip,
+        changes=changes,
+        progress=progress,
+    )
+    if not all(math.isfinite(result.loss) for result in results):
         raise InputError(f"{name} answers with what is not a number: its weights are damaged.")
-    return result
+    return results
 
 
-def count_seen(seen: Tensor, rows: pd.DataFrame, source: Source) -> int:
-    """Return how many of an index's rows a model was trained or chosen on.
-
-    ``seen``: as a `Checkpoint` has it.
-    """
-    known = set(seen.tolist())
-    if not known:
-        return 0
-    return sum(1 for each in row_hashes(rows, source) if each and as_int64(each) in known)
-
-
-def _refuse_leak(checkpoint: Checkpoint, rows: pd.DataFrame, source: Source, name: str) -> None:
-    found = count_seen(checkpoint.seen, rows, source)
+def _refuse_leak(checkpoint: Checkpoint, rows: Index, name: str) -> None:
+    found = rows.count_seen(checkpoint.seen)
     if found:
         raise LeakError(
             f"LEAK: {name} was trained or chosen on {found} of these {len(rows)} pictures, so any "
@@ -102,71 +110,72 @@ def _position(classes: tuple[str, ...], name: str) -> int:
     return classes.index(name)
 
 
+def _alone(value: Any) -> list[Any]:
+    return [value]
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,
     loader: FaceLoader,
     classes: tuple[str, ...],
-    temperature: float,
-    precision: torch.dtype | None,
-    progress: bool,
     *,
+    temperature: float = 1.0,
+    precision: torch.dtype | None = None,
     flip: bool = False,
-) -> Evaluation:
-    """Answer every picture of the loader, each once by one of its processes.
+    changes: Sequence[Change | None] = (None,),
+    progress: bool = False,
+    gather: Callable[[Any], list[Any]] = _alone,
+) -> list[Evaluation]:
+    """Return what a net predicts of every picture of a loader, once for each of ``changes``.
 
-    ``flip``: with the mean of the probabilities of a picture and of its mirror image. The loss is
-    that of the probabilities. Raises InputError where no picture can be read.
+    The net's device is where the pictures go. ``flip``: the mean of a picture and of its mirror
+    image. ``gather``: from a value of this process to those of all that share the loader's
+    batches. The loss is that of the probabilities. Raises InputError where no picture is readable.
     """
     model.eval()
-    dataset, sampler = loader.dataset, loader.sampler
-    positions, probabilities, failures = [], [], []
+    device = next(model.parameters()).device
+    dataset, sampler = loader.dataset, loader.batch_sampler
+    outputs = partial(forward, model, precision=precision)
+
+    def probabilities(images: Tensor) -> Tensor:
+        return probabilities_of(halving_on_oom(outputs, images), temperature)
+
+    found: list[list[Tensor]] = [[] for _ in changes]
+    positions: list[Tensor] = []
+    failures: list[tuple[int, str]] = []
     with tqdm(total=sampler.pictures, desc="evaluate", unit="img", leave=False,
               disable=not progress) as bar:  # fmt: skip
         for batch in loader:
             failures += batch.failures
-            if batch.images is not None:
-                outputs = _in_halves(model, batch.images, precision)
-                answers = probabilities_of(outputs, temperature)
-                if flip:
-                    outputs = _in_halves(model, batch.images.flip(3), precision)
-                    answers = (answers + probabilities_of(outputs, temperature)) / 2
-                probabilities.append(answers.cpu())
-                positions.append(batch.positions)
-            bar.update((len(batch.labels) + len(batch.failures)) * sampler.world.size)
-    failures = loader.leave_out(failures)
-    chosen, every = _in_order(sampler.world, positions, probabilities)
-    labels = dataset.labels[chosen]
-    return Evaluation(
-        classes=classes,
-        paths=dataset.paths[chosen],
-        labels=labels,
-        probabilities=every,
-        loss=cross_entropy(every, labels),
-        skipped=tuple((str(dataset.paths[i]), reason) for i, reason in failures),
-    )
-
-
-def _in_halves(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Tensor:
-    """Answer a batch, in halves where it does not fit into memory. Raises InputError for one."""
-    try:
-        return forward(model, images, precision)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    if len(images) == 1:
-        raise InputError("memory is too small for a single picture: use another device.")
-    return torch.cat([_in_halves(model, half, precision) for half in images.tensor_split(2)])
+            bar.update((len(batch.labels) + len(batch.failures)) * sampler.world_size)
+            if not len(batch.images):
+                continue
+            positions.append(batch.positions)
+            for change, rows in zip(changes, found, strict=True):
+                images = to_input(batch, dataset.transform, device, change=change)
+                each = probabilities(images)
+                rows.append(((each + probabilities(images.flip(3))) / 2 if flip else each).cpu())
+    failures = sorted(each for part in gather(failures) for each in part)
+    loader.leave_out(failures)
+    read, every = _in_order(gather, positions, found)
+    skipped = tuple((str(dataset.paths[i]), reason) for i, reason in failures)
+    paths, labels = dataset.paths[read], dataset.labels[read]
+    return [
+        Evaluation(classes, paths, labels, rows, cross_entropy(rows, labels), skipped)
+        for rows in every
+    ]
 
 
 def _in_order(
-    world: World, positions: list[Tensor], probabilities: list[Tensor]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return (n,) positions, ascending, and (n, classes) probabilities from all processes."""
-    own = (torch.cat(positions), torch.cat(probabilities)) if positions else None
-    every = [part for part in world.gathered(own) if part is not None]
+    gather: Callable[[Any], list[Any]], positions: list[Tensor], found: list[list[Tensor]]
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]:
+    """Return positions (n,), ascending, and probabilities (n, classes) of all processes."""
+    own = (torch.cat(positions), [torch.cat(rows) for rows in found]) if positions else None
+    every = [part for part in gather(own) if part is not None]
     if not every:
         raise InputError("no picture of the split could be read: make the index again.")
-    chosen = torch.cat([part[0] for part in every])
-    order = chosen.argsort()
-    return chosen[order].numpy(), torch.cat([part[1] for part in every])[order].numpy()
+    read = torch.cat([part[0] for part in every])
+    order = read.argsort()
+    joined = [torch.cat([part[1][i] for part in every])[order].numpy() for i in range(len(found))]
+    return read[order].numpy(), joined

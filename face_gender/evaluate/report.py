@@ -1,4 +1,4 @@
-"""What an evaluation found, as lines to read and as plain data for figures.json."""
+"""The figures of an evaluation, as lines to read and as plain data for figures.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_SLICES = 1_000  # of one that is asked for
 
 
 class Tried(NamedTuple):
-    """What was answered under one condition: by source, and of all pictures under `EVERY`."""
+    """The predictions under one condition: by source, and of all pictures under `EVERY`."""
 
     condition: Condition
     parts: Mapping[str, Evaluation]
@@ -59,10 +59,13 @@ class Report:
                 for column, parts in self.slices.items()
             },
             "coverage": [
-                {
-                    **each._asdict(),
+                {  # the names that the file has had from the beginning
+                    "threshold": each.threshold,
+                    "pictures": each.pictures,
+                    "right": each.correct,
+                    "share": each.fraction,
                     "accuracy": each.accuracy,
-                    "interval": wilson_interval(each.right, each.pictures),
+                    "interval": wilson_interval(each.correct, each.pictures),
                 }
                 for each in result.coverage(THRESHOLDS)
             ],
@@ -91,7 +94,7 @@ class Report:
             f"{', each picture with its mirror image' if self.facts['flip'] else ''}",
             self.result.summary(),
             f"expected calibration error {self.result.calibration_error:.4f}: by so much a "
-            f"confidence misses the share of right answers{self._at_temperature_1()}",
+            f"confidence misses the fraction that is correct{self._at_temperature_1()}",
         ]
         if self.seen:
             total = len(self.result.labels) + len(self.result.skipped)
@@ -105,7 +108,7 @@ class Report:
         return lines + (["", *self._tried()] if self.robustness else [])
 
     def _untempered_error(self) -> float | None:
-        """Return the calibration error without the temperature, None for a mean of two answers."""
+        """Return the calibration error without the temperature, None with ``flip``."""
         if self.facts["flip"]:
             return None
         return self.result.untempered(self.facts["temperature"]).calibration_error
@@ -136,13 +139,13 @@ class Report:
         rows = [
             [
                 f"{each.threshold:.2f}",
-                f"{each.share:.4f}",
-                _between(each.accuracy, wilson_interval(each.right, each.pictures)),
+                f"{each.fraction:.4f}",
+                _between(each.accuracy, wilson_interval(each.correct, each.pictures)),
             ]
             for each in self.result.coverage(THRESHOLDS)
         ]
         return _table(
-            ["threshold", "share answered", "accuracy of the answered (95 % interval)"], rows
+            ["threshold", "fraction predicted", "accuracy of these (95 % interval)"], rows
         )
 
     def _tried(self) -> list[str]:
@@ -154,8 +157,17 @@ class Report:
         return _table(["accuracy of pictures", *map(_cell, names)], rows)
 
 
+def by_condition(results: Mapping[Condition, Evaluation], rows: pd.DataFrame) -> tuple[Tried, ...]:
+    """Return what was predicted under each condition, of all pictures and by ``source``."""
+    split = "source" in columns_to_slice(rows)
+    return tuple(
+        Tried(each, {EVERY: result, **(by_value(result, rows, "source") if split else {})})
+        for each, result in results.items()
+    )
+
+
 def predictions(result: Evaluation) -> pd.DataFrame:
-    """Return the answers as a table: path, label, predicted, confidence, and each class."""
+    """Return the predictions as a table: path, label, predicted, confidence, and each class."""
     names = np.array(result.classes, dtype=object)
     columns = dict(zip(result.classes, result.probabilities.T, strict=True))
     return pd.DataFrame({
@@ -178,7 +190,7 @@ def columns_to_slice(rows: pd.DataFrame) -> list[str]:
 
 
 def by_value(result: Evaluation, rows: pd.DataFrame, column: str) -> dict[str, Evaluation]:
-    """Return the answers by the value of a column of the index, "(none)" for an empty one.
+    """Return the predictions by the value of a column of the index, "(none)" for an empty one.
 
     Values are in the order of the numbers in them, if any. Raises InputError for a column of more
     than 1,000 values.

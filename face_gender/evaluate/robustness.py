@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pandas as pd
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
-from tqdm.auto import tqdm
 
+from face_gender.data.index import Index
 from face_gender.evaluate.metrics import Evaluation
-from face_gender.evaluate.predict import evaluate
-from face_gender.model.checkpoint import Checkpoint
+from face_gender.evaluate.predict import evaluate_changed
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
 
 MARGINS = (0.1, 0.2, 0.3, 0.4)
 ZOOMS = (1.2, 1.4)
@@ -28,7 +27,8 @@ SIZES = (96, 64, 48, 32, 24, 16)
 class Condition:
     """A change of all pictures: ``kind`` is "none", "zoom", "margin", "blur" or "size".
 
-    ``value``: of a zoom the factor, of a margin and a blur a share of the side, of a size pixels.
+    ``value``: of a zoom the factor, of a margin and a blur a fraction of the side, of a size
+    pixels.
     """
 
     kind: str
@@ -44,20 +44,21 @@ class Condition:
 
     @property
     def change(self) -> Callable[[Tensor], Tensor]:
-        """What does it to a batch (n, 3, H, W) with values 0..255; "none" has no need of it."""
+        """The function from a batch (n, 3, H, W), values 0..255, to the changed one."""
         if self.kind == "zoom":
             return partial(reframed, scale=self.value)
         if self.kind == "margin":
             return partial(reframed, scale=1 / (1 + self.value))
         if self.kind == "blur":
-            return partial(blurred, share=self.value)
+            return partial(blurred, fraction=self.value)
         return partial(coarse, side=int(self.value))
 
 
-# As it is shown: from faces cut at the edge to faces in a wide frame, then worse and worse.
+AS_GIVEN = Condition("none")
+# In the order of the figure: from cut faces to faces in a wide frame, then worse and worse.
 CONDITIONS = (
     *(Condition("zoom", value) for value in reversed(ZOOMS)),
-    Condition("none"),
+    AS_GIVEN,
     *(Condition("margin", value) for value in MARGINS),
     *(Condition("blur", value) for value in BLURS),
     *(Condition("size", value) for value in SIZES),
@@ -84,12 +85,12 @@ def reframed(images: Tensor, scale: float) -> Tensor:
     return nn.functional.pad(_scaled(images, tall, wide), border, mode="replicate")
 
 
-def blurred(images: Tensor, share: float) -> Tensor:
+def blurred(images: Tensor, fraction: float) -> Tensor:
     """Return pictures (n, 3, H, W), 0..255, after a Gaussian blur, float32.
 
-    ``share``: its sigma as a share of the shorter side of the resized picture.
+    ``fraction``: its sigma, of the shorter side of the resized picture.
     """
-    sigma = share * min(images.shape[2:])
+    sigma = fraction * min(images.shape[2:])
     # Three sigmas to each side, as far as a mirrored border reaches.
     reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
     return gaussian_blur(images.float(), 2 * reach + 1, sigma)
@@ -113,28 +114,23 @@ def _scaled(images: Tensor, height: int, width: int) -> Tensor:
     return nn.functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
-def try_conditions(
-    checkpoint: Checkpoint,
-    rows: pd.DataFrame,
-    data: str | os.PathLike[str],
-    given: Evaluation,
-    *,
-    progress: bool = True,
+def evaluate_conditions(
+    weights: Checkpoint | str | os.PathLike[str],
+    index: Index | str | os.PathLike[str],
+    split: str | None = "test",
     **options: Any,
-) -> Iterator[tuple[Condition, Evaluation]]:
-    """Yield what the model answers under each of `CONDITIONS`, ``given`` for no change.
+) -> dict[Condition, Evaluation]:
+    """Return what a model predicts under each of `CONDITIONS`, each picture decoded once.
 
-    ``rows``: of the pictures; those that could not be read for ``given`` are left out. ``options``
-    as `evaluate` takes them, those of ``given``. Raises InputError as it does; for leaks, ask it
-    before.
+    ``options`` and errors: those of `evaluate.predict.evaluate`.
     """
-    readable = rows[~rows["path"].isin([path for path, _ in given.skipped])]
+    checkpoint = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
     side = min(checkpoint.preprocessing.height, checkpoint.preprocessing.width)
-    for each in tqdm(CONDITIONS, desc="robustness", leave=False, disable=not progress):
-        if each.kind == "none" or (each.kind == "size" and each.value >= side):
-            yield each, given
-        else:
-            yield each, evaluate(
-                checkpoint, readable, data, None, allow_seen=True, change=each.change,
-                progress=False, **options,
-            )  # fmt: skip
+    # A size that the net's own pictures do not have changes none of them.
+    same = [each for each in CONDITIONS if each.kind == "size" and each.value >= side]
+    asked = [each for each in CONDITIONS if each not in same]
+    changes = [None if each.kind == "none" else each.change for each in asked]
+    found = dict(
+        zip(asked, evaluate_changed(weights, index, split, changes, **options), strict=True)
+    )
+    return {each: found[AS_GIVEN if each in same else each] for each in CONDITIONS}

@@ -282,17 +282,3 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Return the first sentence of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".:")
-
-
-@torch.no_grad()
-def average_into(average: nn.Module, model: nn.Module, decay: float, steps: int) -> None:
-    """Let an exponential moving average follow a net's weights and running figures.
-
-    ``steps``: how many are in it with this one: the fewer, the faster it follows.
-    """
-    share = 1 - min(decay, steps / (9 + steps))
-    mine, theirs = average.state_dict(), model.state_dict()
-    names = [name for name, tensor in mine.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([mine[n] for n in names], [theirs[n] for n in names], share)
-    for name in mine.keys() - set(names):  # counters
-        mine[name].copy_(theirs[name])

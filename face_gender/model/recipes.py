@@ -127,8 +127,8 @@ class Recipe:
         if self.patience is not None and not isinstance(self.patience, Integral):
             raise ValueError("patience is a number of epochs above zero, or None.")
 
-    def share_of_size(self, epoch: int) -> float:
-        """Return the share of the side that the pictures of an epoch have."""
+    def size_fraction(self, epoch: int) -> float:
+        """Return the fraction of the side that the pictures of an epoch have."""
         if self.init != "none" or epoch == self.epochs - 1:
             return 1.0
         grown = min(1.0, epoch / (self.epochs * 2 / 3))

@@ -25,7 +25,7 @@ from face_gender.errors import InputError
 
 if TYPE_CHECKING:
     from face_gender.model.recipes import Recipe
-    from face_gender.train.loop import EpochReport
+    from face_gender.train.run import EpochReport
 
 
 if __name__ == "__main__":  # before all imports that take a while
@@ -96,17 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Train and show a line for each epoch."""
     # Imported late: --help and mistakes answer without torch.
-    from face_gender.data.index import find_data
-    from face_gender.data.tables import read_index
+    from face_gender.data.index import Index
     from face_gender.train.loop import train
 
     raise_on_first_signal()  # from here on, a training may be there to go on with
-    table = read_index(options.index)
-    data = options.data or find_data(options.index, table).path
     for report in train(
         choose_recipe(options),
-        table,
-        data,
+        Index.open(options.index, options.data),
         options.output,
         seed=options.seed,
         device=options.device,
@@ -146,7 +142,7 @@ def choose_recipe(options: argparse.Namespace) -> Recipe | str:
 
 def in_a_line(report: EpochReport) -> str:
     """Return an epoch's figures as text."""
-    recall = ", ".join(f"{name} {value:.4f}" for name, value in report.recall.items())
+    recall = ", ".join(f"{name} {value:.4f}" for name, value in report.val_recall.items())
     return (
         f"epoch {report.epoch}: train loss {report.train_loss:.4f}, val loss "
         f"{report.val_loss:.4f}, val accuracy {report.val_accuracy:.4f} (recall {recall}), "

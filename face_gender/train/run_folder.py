@@ -6,10 +6,11 @@ import csv
 import errno
 import filecmp
 import io
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,20 @@ from torch import Tensor
 from face_gender.errors import InputError
 from face_gender.files import copy_atomically, remove_leftovers, write_atomically
 from face_gender.model.checkpoint import Checkpoint, parse_content, read_content
+from face_gender.model.recipes import Recipe
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run knows at the end of an epoch, beside the checkpoint.
+    """The state of a run at the end of an epoch, beside the checkpoint.
 
     ``index``: a hash of the rows that it trains and chooses on; ``job``: see `World`;
     ``optimizer``, ``schedule`` (None for a constant rate) and ``scaler``: their state_dicts;
     ``trained``: the weights that are trained, where those of the checkpoint are their average,
-    and ``averaged``: how many steps are in it;
-    ``random`` and ``device_random``: the generators' states, uint8 (None on a CPU);
-    ``excluded``: positions of pictures that could not be read, in train and in val; ``parts``:
-    into how many each batch is cut; ``best`` and ``best_epoch``: the best epoch's score and
-    number, None before the first; ``waited``: epochs since; ``history``: a row of figures for
-    each epoch.
+    and ``averaged``: how many steps are in it; ``micro_batches``: into how many each batch is cut;
+    ``excluded``: positions of pictures that could not be read, in train and in val; ``best`` and
+    ``best_epoch``: the best epoch's score and number, None before the first; ``waited``: epochs
+    since; ``history``: a row of figures for each epoch.
     """
 
     index: str
@@ -44,10 +44,8 @@ class TrainingState:
     scaler: Mapping[str, Any]
     trained: Mapping[str, Tensor] | None
     averaged: int
-    random: Tensor
-    device_random: Tensor | None
+    micro_batches: int
     excluded: tuple[list[int], list[int]]
-    parts: int
     best: tuple[float, float] | None
     best_epoch: int
     waited: int
@@ -66,12 +64,30 @@ class TrainingState:
     def from_dict(cls, values: object, path: Path) -> TrainingState:
         """Rebuild what `to_dict` made. Raises InputError, naming the file, for all else."""
         names = {each.name for each in fields(cls)}
+        if isinstance(values, dict) and "parts" in values:
+            values = _from_version_0_1(values)
         if not isinstance(values, dict) or values.keys() != names:
             raise InputError(
                 f"{path} holds no training that could go on: start a new one, with it as --init "
                 "where its weights are wanted."
             )
         return cls(**values)
+
+
+def _from_version_0_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a state by today's names; the generators' states have no place in it any more."""
+    dropped = ("parts", "random", "device_random", "history")
+    history = [
+        {f"val_{name}" if name.startswith("recall_") else name: row[name] for name in row}
+        for row in values.get("history", [])
+    ]
+    kept = {name: value for name, value in values.items() if name not in dropped}
+    return {**kept, "micro_batches": values["parts"], "history": history}
+
+
+def ends(recipe: Recipe, epochs: int, waited: int) -> bool:
+    """Tell whether a run is complete after so many epochs, ``waited`` of them without a better."""
+    return epochs >= recipe.epochs or waited >= (recipe.patience or math.inf)
 
 
 class RunFolder:
@@ -97,6 +113,48 @@ class RunFolder:
         content = read_content(self.last)
         checkpoint = parse_content(content, self.last)
         return checkpoint, TrainingState.from_dict(content.get("training"), self.last)
+
+    def find(
+        self, resume: bool, job: str, index: str, seed: int, recipe: Recipe | str
+    ) -> tuple[Checkpoint, TrainingState] | None:
+        """Return what to go on with, None to begin.
+
+        With ``resume`` that is last.pth, whose index, seed and recipe must be these; without, the
+        run that the same ``job`` of torchrun did not finish. Raises InputError.
+        """
+        if not resume:
+            with suppress(InputError):  # damaged, of another job, or none at all
+                found = self.load() if job else None
+                if found and found[1].job == job:
+                    checkpoint, state = found
+                    complete = ends(checkpoint.recipe, state.epochs, state.waited)
+                    return None if complete else found
+            return None
+        found = self.load()
+        if found:
+            self._check_resumable(*found, index, seed, recipe)
+        return found
+
+    def _check_resumable(
+        self,
+        checkpoint: Checkpoint,
+        state: TrainingState,
+        index: str,
+        seed: int,
+        recipe: Recipe | str,
+    ) -> None:
+        """Raise InputError where going on would not be going on with the same run."""
+        if state.index != index:
+            raise InputError(
+                f"{self.last} was trained on another index than this one: give its own, or start "
+                "a new run without --resume (resume=True)."
+            )
+        if state.seed != seed:
+            raise InputError(
+                f"{self.last} was trained with seed {state.seed}, not {seed}: give that one."
+            )
+        if isinstance(recipe, Recipe):
+            _check_same_recipe(checkpoint.recipe, recipe, self.last)
 
     def begin(self, checkpoint: Checkpoint, state: TrainingState) -> None:
         """Make the folder, move the files of earlier runs aside, and write the first last.pth."""
@@ -153,6 +211,19 @@ class RunFolder:
         if best.exists() and not any(_same(best, copy) for copy in copies):
             number = _next_number(self.out, "best_earlier_")
             copy_atomically(best, self.out / f"best_earlier_{number}.pth")
+
+
+def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
+    """Raise InputError where a run would go on by another recipe than it began with."""
+    then, new = earlier.to_dict(), now.to_dict()
+    differing = [name for name in then if then[name] != new[name]]
+    steady = earlier.schedule == "constant" and earlier.size_fraction(0) == 1
+    if differing and not (differing == ["epochs"] and steady):
+        name = differing[0]
+        raise InputError(
+            f"{last} was trained with {name} {then[name]!r}, not {new[name]!r}: give that, or "
+            "start a new run without --resume (resume=True)."
+        )
 
 
 def _csv(history: Sequence[Mapping[str, Any]]) -> bytes:
