@@ -2,47 +2,76 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
-import struct
+import threading
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-from face_gender.data.sound import METADATA
-from face_gender.data.sources import Reader
+from face_gender.data import bmp, jpeg, png, tiff
+from face_gender.data.tiff import NotDecoded
 from face_gender.errors import excerpt, printable
 from face_gender.files import read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
+    from face_gender.data.sources import Reader
 
-# Pillow's own threshold for a decompression bomb. It only warns there; here it is the end.
+
+# No picture is returned larger. A JPEG is decoded at a half where it is, others are reduced.
 MAX_PIXELS = 89_478_485
+# 16,384 x 16,384, more than any camera's. A file that announces more is a bomb.
+_MOST_ANNOUNCED = 2**28
 # JPEG's own limit. A line of pixels, stretched to a net's input, would take gigabytes.
 MAX_SIDE = 65_535
+# Above MAX_PIXELS, other files than JPEG are decoded whole: those of photographs are larger.
+_MOST_PIXELS_PER_BYTE = 100
 # Every scan of a progressive JPEG goes over all pixels again, and a scan takes some 20 bytes.
 _MOST_SCANNED = 20 * MAX_PIXELS
 
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "HEIF")
+# What Pillow takes for a pixel while it is decoded and converted, what libjpeg takes, and what a
+# progressive JPEG keeps of each at full scale; all in bytes, and the most for all threads.
+_PILLOW_COST, _LIBJPEG_COST, _PROGRESSIVE_COST = 12, 4, 6
+_MOST_MEMORY = 3 * 2**29
 
-_SCAN = b"\xff\xda"
-
+_FORMATS = ("BMP", "DIB", "GIF", "WEBP", "PPM", "AVIF", "HEIF", "JXL")
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
+_UNCHANGED = 0
 
-_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 
-# Oddities of metadata do not concern the pixels, and size is checked in _decode.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Where a JPEG's scans are cut off, libjpeg makes pixels of this grey; CMYK may round it down.
+_FILL = ({127}, {128})
+# In place of what may be missing at the end of a scan: no bit is the same in both.
+_PADS = (bytes((0xAA, *range(1, 200))), bytes((0x55, *range(200, 0, -1))))
+_TRUNCATED = "truncated: {} % of its rows are there"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow's own reader of uncompressed files takes 16-bit planes for bytes.
+TiffImagePlugin.READ_LIBTIFF = True
+# Oddities of metadata do not concern the pixels.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -58,26 +87,32 @@ class UnreadableImage(Exception):  # noqa: N818 - a name from the design, it say
         return printable(f"{self.path}: {self.reason}")
 
 
-def load_image(path: str | os.PathLike[str], source: Reader | None = None) -> Image.Image:
+def load_image(
+    path: str | os.PathLike[str], source: Reader | None = None, at_least: int | None = None
+) -> Image.Image:
     """Read one picture, upright (EXIF orientation applied), as an 8-bit RGB image.
 
     ``path`` is a file or, with ``source``, a name in that folder or archive. Grey, palette,
     1-bit, 16-bit, float, CMYK and transparent pictures are converted (transparency is laid over
-    white); of an animation, the first frame is taken. Raises UnreadableImage for everything
-    that cannot be read: missing, empty or truncated files, text, more than MAX_PIXELS pixels
-    or MAX_SIDE on a side, scans without end.
+    white); of an animation, the first frame is taken. With ``at_least``, a JPEG is decoded at a
+    half, a quarter or an eighth of its size where its shorter side keeps that many pixels; above
+    MAX_PIXELS, every picture is. Raises UnreadableImage for everything that cannot be read:
+    missing, empty or truncated files, text, pixels that viewers do not agree on, and bombs: over
+    2**28 pixels or MAX_SIDE on a side, or scans without end.
     """
     name = os.fspath(path)
-    return decode_image(read_bytes(name, source), name)
+    return decode_image(read_bytes(name, source), name, at_least)
 
 
-def load_pixels(path: str | os.PathLike[str], source: Reader | None = None) -> Tensor:
+def load_pixels(
+    path: str | os.PathLike[str], source: Reader | None = None, at_least: int | None = None
+) -> Tensor:
     """Read one picture as `load_image` does, as uint8 (3, H, W) with channels last in memory.
 
     The values are those of `load_image`, faster: most JPEG files are decoded without Pillow.
     """
     name = os.fspath(path)
-    return decode_pixels(read_bytes(name, source), name)
+    return decode_pixels(read_bytes(name, source), name, at_least)
 
 
 def read_bytes(name: str, source: Reader | None) -> bytes:
@@ -88,23 +123,25 @@ def read_bytes(name: str, source: Reader | None) -> bytes:
         raise UnreadableImage(name, f"cannot be read ({error.strerror or error})") from error
 
 
-def decode_pixels(data: bytes, name: str) -> Tensor:
+def decode_pixels(data: bytes, name: str, at_least: int | None = None) -> Tensor:
     """Decode the bytes of one picture as `load_pixels` does; ``name`` is for the error alone."""
     import torch  # here: making an index needs none
 
-    libjpeg = _libjpeg()
-    if libjpeg is not None and _is_plain_jpeg(data):
+    libjpeg = _torchvision("decode_jpeg")
+    cost = _libjpeg_cost(data, at_least)
+    if libjpeg is not None and cost is not None:
         # What libjpeg refuses, Pillow may still read, and if not, it says why.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError), _memory.reserve(cost):
             pixels: Tensor = libjpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB)
-            return pixels
-    image = decode_image(data, name)
+            if {*pixels[:, -1, -1].tolist()} not in _FILL:
+                return pixels
+    image = decode_image(data, name, at_least)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 @cache
-def _libjpeg() -> Callable[..., Tensor] | None:
-    """Return torchvision's decoder, None where it has none: Pillow then reads all files.
+def _torchvision(name: str) -> Callable[..., Tensor] | None:
+    """Return one of torchvision's decoders, None where it has none: Pillow then reads all files.
 
     The operator and not the function around it, which warns at every call that a future release
     of torchvision will be without.
@@ -113,117 +150,308 @@ def _libjpeg() -> Callable[..., Tensor] | None:
         import torch
         import torchvision.io  # noqa: F401 - registers it
 
-        decoder: Callable[..., Tensor] = torch.ops.image.decode_jpeg.default
+        decoder: Callable[..., Tensor] = getattr(torch.ops.image, name).default
     except (ImportError, AttributeError, RuntimeError):
         return None
     return decoder
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Tell whether libjpeg alone gives what `decode_image` does.
+def _libjpeg_cost(data: bytes, at_least: int | None) -> int | None:
+    """Return the memory for a JPEG of which libjpeg alone makes what `decode_image` does.
 
-    That is a whole file of grey or YCbCr pixels, 8 bits each, not too many of them, that no
-    metadata turns. Walks the segments of the header (ITU T.81, annex B) up to the frame.
+    That is a whole file of grey or YCbCr pixels, 8 bits each, at full scale, that no metadata
+    turns; None for others.
     """
-    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
-        return False
-    place, has_metadata, known = 2, False, False
-    while place + 10 < len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker in (0xC0, 0xC1, 0xC2):
-            bits, height, width, components = struct.unpack_from(">BHHB", data, place + 4)
-            known = bits == 8 and components in (1, 3) and min(height, width) > 0
-            known &= not is_bomb(width, height, data)
-        elif marker == 0xDA:
-            return known and not (has_metadata and _is_turned(data))
-        elif not 0xC4 <= marker <= 0xFE or 0xD0 <= marker <= 0xD9:
-            return False
-        has_metadata |= marker == 0xE1  # APP1: EXIF and XMP
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        start, least = METADATA.get(marker, (b"", 0))
-        if start and data.startswith(start, place + 4) and length - 2 < least:
-            return False
-        place += 2 + length
-    return False
+    if not (data.startswith(jpeg.SIGNATURE) and data.endswith(jpeg.END)):
+        return None
+    header = jpeg.read_header(data)
+    if header is None or not header.is_tidy or header.bits != 8 or header.orientation != 1:
+        return None
+    if header.components not in (1, 3) or min(header.width, header.height) == 0:
+        return None
+    if is_bomb(header.width, header.height, data) or _scale(header, at_least) != 1:
+        return None
+    return _cost(header, 1, _LIBJPEG_COST)
 
 
-def _is_turned(data: bytes) -> bool:
-    """Tell whether a JPEG's metadata may turn or mirror it."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # damaged: for `decode_image` to judge
-        return True
+def _scale(header: jpeg.Header, at_least: int | None) -> int:
+    """Return by what to divide a JPEG's size: 1, 2, 4 or 8."""
+    pixels, shorter = header.width * header.height, min(header.width, header.height)
+    scale = 1
+    while scale < 8 and (
+        pixels > MAX_PIXELS * scale**2 or (at_least and shorter >= 2 * scale * at_least)
+    ):
+        scale *= 2
+    return scale
+
+
+def _cost(header: jpeg.Header, scale: int, each: int) -> int:
+    pixels = header.width * header.height
+    return each * pixels // scale**2 + _PROGRESSIVE_COST * pixels * header.is_progressive
+
+
+class _Memory:
+    """What all threads together may take for pixels; one that needs more than all of it is alone.
+
+    Who waits keeps the door closed, so that a large picture comes before the small ones behind it.
+    """
+
+    def __init__(self) -> None:
+        self._door = threading.Lock()
+        self._freed = threading.Condition()
+        self._taken = 0
+
+    @contextmanager
+    def reserve(self, cost: int) -> Iterator[None]:
+        cost = min(cost, _MOST_MEMORY)
+        with self._door, self._freed:
+            self._freed.wait_for(lambda: self._taken + cost <= _MOST_MEMORY)
+            self._taken += cost
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._taken -= cost
+                self._freed.notify_all()
+
+
+_memory = _Memory()
+if hasattr(os, "register_at_fork"):  # a child has none of the threads that would give back
+    os.register_at_fork(after_in_child=_memory.__init__)  # type: ignore[misc]
 
 
 def is_bomb(width: int, height: int, data: bytes) -> bool:
     """Tell whether a file announces more pixels, or JPEG scans of them, than any photograph."""
     pixels = width * height
-    if pixels > MAX_PIXELS or max(width, height) > MAX_SIDE:
+    if pixels > _MOST_ANNOUNCED or max(width, height) > MAX_SIDE:
         return True
+    if not data.startswith(jpeg.SIGNATURE):
+        return pixels > MAX_PIXELS and pixels > _MOST_PIXELS_PER_BYTE * len(data)
     # Only where it matters: among the pixels themselves, this marker cannot stand.
     most = _MOST_SCANNED // max(1, pixels)
-    return len(data) > 10 * most and data.startswith(b"\xff\xd8") and data.count(_SCAN) > most
+    return len(data) > 10 * most and data.count(b"\xff\xda") > most
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, at_least: int | None = None) -> Image.Image:
     """Decode the bytes of one picture as `load_image` does; ``name`` is for the error alone."""
     if not data:
         raise UnreadableImage(name, "empty file")
     try:
-        return _decode(data)
+        return _decode(data, at_least)
     except UnidentifiedImageError as error:
-        is_heic = data[4:12] in _HEIC
-        reason = "not an image, or of a format that is not known"
-        raise UnreadableImage(name, "HEIC: save it as JPEG" if is_heic else reason) from error
+        raise UnreadableImage(name, "not an image, or of a format that is not known") from error
     except Image.DecompressionBombError as error:
-        reason = f"decompression bomb: over {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side, or scans"
+        reason = "decompression bomb: more pixels, or JPEG scans of them, than any photograph has"
         raise UnreadableImage(name, reason) from error
+    except NotDecoded as error:
+        raise UnreadableImage(name, str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         reason = str(error).replace("\n", " ") or type(error).__name__
         raise UnreadableImage(name, f"damaged: {excerpt(reason)}") from error
 
 
-def _decode(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
-        if is_bomb(*image.size, data):
-            raise Image.DecompressionBombError
-        image.load()
-        return _to_rgb(_upright(image))
+def _decode(data: bytes, at_least: int | None) -> Image.Image:
+    if data.startswith(jpeg.SIGNATURE):
+        return _decode_jpeg(data, at_least)
+    if data.startswith(png.SIGNATURE):
+        return _decode_png(data)
+    if data.startswith(tiff.SIGNATURES):
+        return _decode_tiff(data)
+    bitmap = bmp.read_header(data) if data.startswith(bmp.SIGNATURE) else None
+    if bitmap is not None:
+        return _decode_bitmap(data, bitmap)
+    with _loaded(data, _formats(data)) as image:
+        is_turned = image.format in ("WEBP", "AVIF")  # HEIF's plugin has turned it
+        orientation = jpeg.exif_orientation(image.info.get("exif", b"")) if is_turned else 1
+        box = getattr(image, "dispose_extent", None)  # of a GIF's first frame
+        if box and box != (0, 0, *image.size):
+            canvas = Image.new("RGB", image.size, "white")
+            canvas.paste(_to_rgb(image).crop(box), box)
+            return _finished(canvas)
+        # Pillow stretches the values of a PGM to all of 16 bits.
+        return _finished(image, orientation, 65_535 if image.mode == "I" else None)
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats of photographs; Pillow knows more, one of which (EPS) starts a program."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _has_plugin("pillow_heif"):
+        raise NotDecoded("HEIC: to read it, pip install -r requirements-heic.txt")
+    if data.startswith(_JPEG_XL) and not _has_plugin("pillow_jxl"):
+        raise NotDecoded("JPEG XL: to read it, pip install pillow-jxl-plugin")
+    return _FORMATS
 
 
 @cache
-def _formats() -> tuple[str, ...]:
-    """The formats of photographs; Pillow knows more, one of which (EPS) starts a program."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def _has_plugin(name: str) -> bool:
+    """Register a plugin of Pillow where it is installed; tell whether it is."""
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block raises anything; the pixels are still good
+        module = importlib.import_module(name)
+    except ImportError:
+        return False
+    if name == "pillow_heif":
+        module.register_heif_opener()
+    return True
+
+
+@contextmanager
+def _loaded(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Open and decode a file in one of Pillow's formats, with memory for it reserved."""
+    Image.init()
+    for name in formats:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        # As Image.open does, whose limit of pixels is lower, and whose errors say less.
+        if factory and accept and accept(data[:16]) is True:
+            break
+    else:
+        raise UnidentifiedImageError
+    with factory(io.BytesIO(data), "") as image:
+        if is_bomb(*image.size, data):
+            raise Image.DecompressionBombError
+        with _memory.reserve(_PILLOW_COST * image.width * image.height):
+            image.load()
+            yield image
+
+
+def _decode_jpeg(data: bytes, at_least: int | None) -> Image.Image:
+    header = jpeg.read_header(data)
+    if header is None:
+        raise NotDecoded("damaged: a JPEG without pixels")
+    if header.bits != 8:
+        raise NotDecoded(f"JPEG of {header.bits} bits: save it as one of 8 bits")
+    if is_bomb(header.width, header.height, data):
+        raise Image.DecompressionBombError
+    end, is_whole = jpeg.find_end(data, header)
+    if end == header.scans:
+        raise NotDecoded(_TRUNCATED.format(0))
+    scans = header.segments + data[header.scans : end]
+    scale = _scale(header, at_least)
+    with _memory.reserve(_cost(header, scale, _PILLOW_COST)):
+        image = _draft(scans + jpeg.END, scale)
+        if not is_whole or _ends_in_fill(image):
+            _check_rows(image, scans, scale)
+        return _finished(image, header.orientation)
+
+
+def _check_rows(image: Image.Image, scans: bytes, scale: int) -> None:
+    """Raise NotDecoded where rows come out otherwise with other bits behind the scans."""
+    values = np.asarray(image)
+    differs = np.zeros(image.height, bool)
+    for pad in _PADS:
+        other = np.asarray(_draft(scans + pad + jpeg.END, scale))
+        differs |= (values != other).reshape(image.height, -1).any(axis=1)
+    if differs.any():
+        raise NotDecoded(_TRUNCATED.format(100 * int(differs.argmax()) // image.height))
+
+
+def _draft(data: bytes, scale: int) -> Image.Image:
+    """Decode a JPEG at a fraction of its size."""
+    with JpegImageFile(io.BytesIO(data)) as image:
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        image.load()
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _ends_in_fill(image: Image.Image) -> bool:
+    last = image.getpixel((image.width - 1, image.height - 1))
+    return {*(last if isinstance(last, tuple) else (last,))} in _FILL
+
+
+def _decode_png(data: bytes) -> Image.Image:
+    chunks = png.read_chunks(data)
+    if chunks is None:
+        raise NotDecoded("damaged: a PNG without a header")
+    with _loaded(chunks.data, ("PNG",)) as image:
+        if chunks.transparent:
+            mask = _is_transparent(image, chunks)
+            values = np.asarray(_to_rgb(image)).copy()
+            values[mask] = 255
+            return _finished(Image.fromarray(values), chunks.orientation)
+        return _finished(image, chunks.orientation)
+
+
+def _is_transparent(image: Image.Image, chunks: png.Png) -> npt.NDArray[np.bool_]:
+    """Tell of each pixel (H, W) whether it is of the colour that a PNG makes transparent."""
+    top = 2**chunks.depth - 1
+    key = np.asarray(chunks.transparent) & top
+    values = np.asarray(image)
+    if chunks.depth < 16:
+        key = key * 255 // top
+        values = values * np.uint8(255) if image.mode == "1" else values
+    elif image.mode == "RGB":  # Pillow has dropped half of the bits
+        import torch
+
+        libpng = _torchvision("decode_png")
+        if libpng is None:
+            raise NotDecoded("PNG of 48 bits with a transparent colour: save it with 8 bits each")
+        encoded = torch.frombuffer(bytearray(chunks.data), dtype=torch.uint8)
+        values = libpng(encoded, _UNCHANGED).permute(1, 2, 0).numpy()[..., :3]
+    return np.all(values.reshape(*values.shape[:2], -1) == key, axis=2)
+
+
+def _decode_tiff(data: bytes) -> Image.Image:
+    first = tiff.read_directory(data)
+    with _loaded(first.data, ("TIFF",)) as image:
+        if first.has_doubtful_alpha:
+            image = _without_empty_alpha(image)
+        white = 2**first.depth - 1
+        if first.is_negative:
+            image = Image.fromarray(white - np.asarray(image))
+        if first.is_swapped:
+            image = Image.fromarray(np.asarray(image).byteswap())
+        return _finished(image, first.orientation, white if first.depth in (12, 16) else None)
+
+
+def _decode_bitmap(data: bytes, header: bmp.Header) -> Image.Image:
+    if is_bomb(header.width, header.height, data):
+        raise Image.DecompressionBombError
+    with _memory.reserve(_PILLOW_COST * header.width * header.height):
+        return _finished(_without_empty_alpha(Image.fromarray(bmp.decode(data, header))))
+
+
+def _without_empty_alpha(image: Image.Image) -> Image.Image:
+    """Drop an alpha of zeros alone, which is one that the writer left empty; viewers do."""
+    alpha = image.getchannel("A") if "A" in image.getbands() else None
+    return image.convert("RGB") if alpha and alpha.getextrema() == (0, 0) else image
+
+
+def _finished(image: Image.Image, orientation: int = 1, white: int | None = None) -> Image.Image:
+    """Return a picture as RGB, upright, of MAX_PIXELS at most."""
+    rgb = _to_rgb(image, white)
+    if rgb.width * rgb.height > MAX_PIXELS:
+        rgb = rgb.reduce(2)
+    if orientation in _TURNS:
+        return rgb.transpose(_TURNS[orientation])
+    return rgb.copy() if rgb is image else rgb
+
+
+def _to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
+    """Convert any mode to RGB; ``white`` is the value of white in 16 and 32 bits, if known."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
+        return image
     if image.mode.startswith(("I", "F")):
-        return _eight_bit(image).convert("RGB")
+        return _eight_bit(image, white).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        background = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image, white: float | None) -> Image.Image:
     """Scale 16-bit, 32-bit and float grey values to 0..255; Pillow's own convert clips them."""
     values: npt.NDArray[np.floating] = np.asarray(image, dtype=np.float32)
-    top = float(np.nanmax(values, initial=0))
-    if image.mode.startswith("I;16") or top > 255:
-        values = values / 257
-    elif image.mode == "F" and top <= 2:  # meant as 0..1, with some overshoot
-        values = values * 255
-    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
+    if white is None:
+        white = 65_535 if image.mode.startswith("I;16") else _likely_white(values, image.mode)
+    scaled = np.nan_to_num(values) * np.float32(255 / white)
+    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+
+
+def _likely_white(values: npt.NDArray[np.floating], mode: str) -> float:
+    """Return the value of white that fits to the largest one; no file says it."""
+    top = float(np.max(values, initial=0, where=np.isfinite(values)))
+    if top > 65_535:
+        raise NotDecoded(f"values of up to {top:.3g}, of which white is not known: save it as PNG")
+    if mode == "F" and top <= 2:  # meant as 0..1, with some overshoot
+        return 1
+    return 255 if top <= 255 else 65_535

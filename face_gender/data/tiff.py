@@ -1,0 +1,161 @@
+"""The directory of a TIFF file (TIFF 6.0): what a decoder needs of it, and no more."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import NamedTuple
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 259, 262, 274
+_SAMPLES, _PLANES, _COLOUR_MAP, _INK_SET, _EXTRA, _FORMAT = 277, 284, 320, 332, 338, 339
+_FILL_ORDER = 266
+# Tags of the pixels, of JPEG and of YCbCr among them; all others are metadata.
+_KEPT = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _COLOUR_MAP, _EXTRA}
+_KEPT |= {_FORMAT, _FILL_ORDER, 273, 278, 279, _PLANES, 292, 293, 317, 322, 323, 324, 325, 347}
+_KEPT |= {*range(512, 522), *range(529, 533)}
+_SHORT = 3
+_CODES = {1: "B", _SHORT: "H", 4: "I", 16: "Q"}  # field types that hold whole numbers
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_UNSPECIFIED, _ALPHA = 0, 2  # what a further sample is; 1: the colours are multiplied by it
+_CCITT, _OLD_JPEG = (2, 3, 4), 6
+_DEPTHS = {_RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _CMYK: (8, 16), _YCBCR: (8,), _LAB: (8,)}
+_COLOURS = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _LAB: 3}  # samples of a colour, 1 where not named
+
+
+class NotDecoded(Exception):  # noqa: N818 - a name like UnreadableImage's
+    """A file is known for what it is, and its pixels are refused; the message is the reason."""
+
+
+class Tiff(NamedTuple):
+    """A TIFF file's first picture, with the tags of its pixels alone."""
+
+    depth: int  # bits of a sample
+    is_negative: bool  # white is 0 there, and is not for a decoder of ``data``
+    is_swapped: bool  # Pillow takes libtiff's 32-bit values for those of the file, big-endian
+    has_doubtful_alpha: bool  # the file does not say that the fourth sample is that
+    orientation: int  # 1 to 8
+    data: bytes
+
+
+class _Directory:
+    """The entries of a file's first directory, as they are stored."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.order = "<" if data.startswith(b"II") else ">"
+        self.is_big = data[2:4] in (b"+\0", b"\0+")
+        count, self.entry = ("Q", "HHQ8s") if self.is_big else ("H", "HHI4s")
+        (start,) = self.read("Q" if self.is_big else "I", 8 if self.is_big else 4)
+        (length,) = self.read(count, start)
+        at, size = start + struct.calcsize(count), struct.calcsize(f"<{self.entry}")
+        entries = [self.read(self.entry, at + size * i) for i in range(min(length, 4096))]
+        self.entries = {tag: (tag, *rest) for tag, *rest in reversed(entries)}
+
+    def read(self, code: str, at: int) -> tuple[int, ...]:
+        return struct.unpack_from(self.order + code, self.data, at)
+
+    def values(self, tag: int, *default: int) -> tuple[int, ...]:
+        """Return the whole numbers of a tag."""
+        if tag not in self.entries:
+            return default
+        _, kind, count, stored = self.entries[tag]
+        code = f"{count}{_CODES.get(kind, 'x')}"
+        size = struct.calcsize(f"<{code}")
+        if size <= len(stored):
+            return struct.unpack_from(self.order + code, stored)
+        return self.read(code, *struct.unpack(f"{self.order}{'Q' if self.is_big else 'I'}", stored))
+
+    def set(self, tag: int, *values: int) -> None:
+        """Give a tag 16-bit values, behind the end of the file where they are many."""
+        stored = struct.pack(f"{self.order}{len(values)}H", *values)
+        width = 8 if self.is_big else 4
+        if len(stored) > width:
+            place = len(self.data)
+            self.data += stored
+            stored = struct.pack(f"{self.order}{'Q' if self.is_big else 'I'}", place)
+        self.entries[tag] = (tag, _SHORT, len(values), stored.ljust(width, b"\0"))
+
+    def written(self) -> bytes:
+        """Return the file with a directory of the pixels' tags alone, at its end."""
+        self.data += bytes(len(self.data) % 2)
+        count, place = ("Q", "Q") if self.is_big else ("H", "I")
+        entries = [self.entries[tag] for tag in sorted(self.entries.keys() & _KEPT)]
+        start = struct.pack(f"{self.order}{place}", len(self.data))
+        at = 8 if self.is_big else 4
+        return b"".join(
+            (
+                *(self.data[:at], start, self.data[at + len(start) :]),
+                struct.pack(f"{self.order}{count}", len(entries)),
+                *(struct.pack(f"{self.order}{self.entry}", *each) for each in entries),
+                bytes(len(start)),
+            )
+        )
+
+
+def read_directory(data: bytes) -> Tiff:
+    """Return a file's first picture so that a decoder meets the tags of its pixels alone.
+
+    Raises NotDecoded for pixels that viewers do not agree on or decoders get wrong, and
+    struct.error where the directory is cut off.
+    """
+    directory = _Directory(data)
+    photometric, depth, alpha = _layout(directory)
+    is_doubtful = alpha == _UNSPECIFIED
+    if is_doubtful:
+        directory.set(_EXTRA, _ALPHA, *directory.values(_EXTRA)[1:])
+    colours = directory.values(_COLOUR_MAP) if photometric == _PALETTE else ()
+    if colours and max(colours) <= 255:  # as of an 8-bit palette; all viewers take them so
+        directory.set(_COLOUR_MAP, *(257 * value for value in colours))
+    is_negative = photometric == _WHITE_IS_ZERO and depth > 8
+    directory.set(_PHOTOMETRIC, _BLACK_IS_ZERO if is_negative else photometric)
+    (orientation,) = directory.values(_ORIENTATION, 1)[:1]
+    is_swapped = depth == 32 and directory.order == ">" and sys.byteorder == "little"
+    return Tiff(depth, is_negative, is_swapped, is_doubtful, orientation, directory.written())
+
+
+def _layout(directory: _Directory) -> tuple[int, int, int | None]:
+    """Return photometric interpretation, bits of a sample, and what the first extra sample is."""
+    (compression,) = directory.values(_COMPRESSION, 1)
+    depths = directory.values(_BITS, 1)
+    (samples,) = directory.values(_SAMPLES, len(depths))
+    if _PHOTOMETRIC in directory.entries:
+        (photometric,) = directory.values(_PHOTOMETRIC)
+    elif samples >= 3:
+        photometric = _YCBCR if compression == _OLD_JPEG else _RGB
+    else:
+        photometric = _WHITE_IS_ZERO if compression in _CCITT else _BLACK_IS_ZERO
+    formats = {*directory.values(_FORMAT, _UNSIGNED)} - {4}  # 4: not said
+    kind = max(formats, default=_UNSIGNED)
+    colours = _COLOURS.get(photometric, 1)
+    extra = directory.values(_EXTRA)[: samples - colours]
+    if photometric == _RGB and samples == 4:
+        extra = extra or (_UNSPECIFIED,)
+    planes, fill_order = directory.values(_PLANES, 1)[:1], directory.values(_FILL_ORDER, 1)[:1]
+    if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
+        depths_known = {
+            (_UNSIGNED, 1): (1, 2, 4, 8, 16, *([12] if directory.order == "<" else [])),
+            (_UNSIGNED, 2): (8,) if photometric == _BLACK_IS_ZERO and planes == (1,) else (),
+            (_SIGNED, 1): (32,) if photometric == _BLACK_IS_ZERO else (),
+            (_FLOAT, 1): (32,) if photometric == _BLACK_IS_ZERO else (),
+        }.get((kind, samples), ())
+    else:
+        depths_known = _DEPTHS.get(photometric, ()) if kind == _UNSIGNED else ()
+    is_known = (
+        {*depths} <= {*depths_known}
+        and len({*depths}) == 1
+        and len(formats) <= 1
+        and samples == colours + len(extra)
+        and len(extra) <= (photometric <= _RGB)
+        and directory.values(_INK_SET, 1) == (1,)
+        and (fill_order == (1,) or depths[0] <= 8)
+    )
+    if not is_known:
+        raise NotDecoded(
+            f"TIFF of {samples} x {depths[0]} bits, sample format {kind}, photometric "
+            f"interpretation {photometric}: not decoded as viewers do, save it as PNG"
+        )
+    return photometric, depths[0], extra[0] if extra else None
