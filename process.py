@@ -1,4 +1,4 @@
-"""Classify a folder of face pictures: python process.py FOLDER"""
+"""Classify face pictures: python process.py FOLDER"""
 
 from __future__ import annotations
 

@@ -8,11 +8,13 @@ import re
 import signal
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from face_gender.errors import InputError, printable
+
+_stderr = 2  # the file descriptor of the terminal, which `without_library_messages` moves
 
 
 def not_empty(text: str) -> str:
@@ -42,6 +44,14 @@ def device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise ArgumentTypeError(f"must be auto, cpu, cuda, cuda:1 or mps, not {text}")
     return text
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """Return the names of classes, in the order of a net's outputs."""
+    names = tuple(name.strip() for name in text.split(","))
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        raise ArgumentTypeError("must be different names, such as female,male")
+    return names
 
 
 class Terminated(KeyboardInterrupt):
@@ -74,7 +84,7 @@ def exit_on_signal(sentence: str) -> None:
         if os.getpid() != owner:  # a forked worker has nothing to say
             os._exit(128 + number)
         with suppress(OSError):  # not by sys.stderr, which may be in the middle of a line
-            os.write(2, f"{sentence}\n".encode())
+            os.write(_stderr, f"{sentence}\n".encode())
         os._exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -99,6 +109,11 @@ def raise_on_first_signal() -> None:
 def ignore_signals() -> None:
     """After `exit_on_signal`: let both signals pass."""
     _replace(signal.SIG_IGN)
+
+
+def usage_name(name: str) -> str:
+    """Return how a command is typed, of the name that opens its messages."""
+    return f"python -m {name}" if name.startswith("face_gender.") else name
 
 
 def exit_with(code: int) -> None:
@@ -133,6 +148,36 @@ class Stderr:
         """Flush likewise."""
         with suppress(AttributeError, OSError, ValueError):
             sys.stderr.flush()
+
+
+@contextmanager
+def without_library_messages() -> Iterator[None]:
+    """Discard what C libraries write to stderr; what Python writes still reaches it.
+
+    libtiff and libjpeg say what they think of a damaged file without its name, and the one who
+    reads the file says it with the name. Also a decorator.
+    """
+    global _stderr
+    python = sys.stderr
+    try:
+        own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # a service has no stderr
+        yield
+        return
+    Stderr().flush()
+    with suppress(AttributeError, OSError, ValueError):  # a notebook's or a test's is no file
+        if python.fileno() == 2:
+            sys.stderr = os.fdopen(own, "w", 1, python.encoding, python.errors, closefd=False)
+    os.dup2(null, 2)
+    before, _stderr = _stderr, own
+    try:
+        yield
+    finally:
+        Stderr().flush()
+        os.dup2(own, 2)
+        sys.stderr, _stderr = python, before
+        os.close(own)
+        os.close(null)
 
 
 def escape_unencodable() -> None:

@@ -1,7 +1,4 @@
-"""Where bytes come from and where they go: folders and .zip archives in, whole files out.
-
-Needs the standard library alone, so that commands can check their arguments before anything
-heavy is imported."""
+"""The error that a user reads, and text that is safe to show in it. Standard library alone."""
 
 from __future__ import annotations
 
@@ -22,6 +19,12 @@ def excerpt(value: object) -> str:
     """Return the start of a text or value that may be of any length, for a sentence."""
     text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= _LONGEST_EXCERPT else f"{text[:_LONGEST_EXCERPT]}…"
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line without its full stop, or its type's name, for a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return excerpt(lines[0] if lines else type(error).__name__).rstrip(".:")
 
 
 class InputError(Exception):

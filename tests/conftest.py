@@ -63,6 +63,36 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+def save_colour_net(path: Path, seed: int | None = None) -> Path:
+    """Write the weights of a net that tells reddish pictures (male) from bluish ones (female).
+
+    ``seed``: of a net of random weights instead, for which every picture is another.
+    """
+    from face_gender.model.architectures import build_model
+    from face_gender.model.checkpoint import Checkpoint
+    from face_gender.model.recipes import get_recipe
+
+    recipe = get_recipe("compact_cnn")
+    torch.manual_seed(seed or 0)
+    weights = build_model(recipe.arch).state_dict()
+    if seed is None:
+        weights = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+        for i in (0, 1):  # two channels: more red than blue, and the other way round
+            weights["conv1.weight"][i, 0, 1, 1], weights["conv1.weight"][i, 2, 1, 1] = (
+                (1, -1) if i == 0 else (-1, 1)
+            )
+            for layer in ("conv2.weight", "conv3.weight"):
+                weights[layer][i, i, 1, 1] = 1
+            weights["fc1.weight"][i, 4 * i : 4 * i + 4] = 0.25
+            for layer, gain in (("fc2.weight", 1), ("fc3.weight", 1), ("fc4.weight", 5)):
+                weights[layer][i, i] = gain
+    metrics = {"val_accuracy": 1.0}
+    Checkpoint(
+        recipe, ("male", "female"), recipe.preprocessing, weights, epoch=3, metrics=metrics
+    ).save(path)
+    return path
+
+
 @pytest.fixture
 def faces(tmp_path: Path) -> Path:
     """A data set of 20 + 20 drawn faces."""

@@ -107,7 +107,9 @@ def one_sentence(text: str, program: str) -> str:
 
 
 def run(main: Callable[[list[str]], int], *arguments: str | Path) -> int:
-    return main([str(each) for each in arguments])
+    scripts = {process.main: "process.py", data_split.main: "data_split.py"}
+    named = {"name": scripts[main]} if main in scripts else {}
+    return main([str(each) for each in arguments], **named)
 
 
 # --- archives whose members would lie elsewhere ---------------------------------------------------
@@ -544,15 +546,20 @@ def test_a_folder_without_permission_is_one_sentence(weights: Path) -> None:
         (root / "closed").chmod(0)
         shutil.copy(weights, root / "net.pth")
         script = (
-            "import os, sys, process, data_split\n"
+            "import os, sys\n"
+            "from functools import partial\n"
+            "from face_gender.classify.__main__ import main\n"
+            "from face_gender.data.__main__ import main as split\n"
+            "process = partial(main, name='process.py')\n"
+            "split = partial(split, name='data_split.py')\n"
             # Whoever has no rights may not be let into the libraries' folder later on.
-            "data_split.main(['warm'])\n"
-            "process.main(['warm', '--recursive', '--quiet', '--output', 'warm.json',\n"
+            "split(['warm'])\n"
+            "process(['warm', '--recursive', '--quiet', '--output', 'warm.json',\n"
             "  '--weights', sys.argv[1]])\n"
             "if os.geteuid() == 0: os.seteuid(65534)\n"
-            "print(data_split.main(['data']), data_split.main(['closed']),\n"
-            "  process.main(['data', '--recursive', '--quiet', '--weights', sys.argv[1]]),\n"
-            "  process.main(['closed', '--weights', sys.argv[1]]))\n"
+            "print(split(['data']), split(['closed']),\n"
+            "  process(['data', '--recursive', '--quiet', '--weights', sys.argv[1]]),\n"
+            "  process(['closed', '--weights', sys.argv[1]]))\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", script, root / "net.pth"],
@@ -940,7 +947,7 @@ def test_a_size_that_the_net_cannot_take_is_one_sentence(work: Path, capsys: Cap
     pictures = make_faces(work.parent / "pictures", 1, 1)
     assert run(process.main, pictures, "--recursive", "--quiet", "--weights", path) == 1
     found = one_sentence(capsys.readouterr().err, "process.py")
-    assert "cannot answer pictures of 4 x 4 pixels" in found
+    assert "cannot run on pictures of 4 x 4 pixels" in found
 
 
 def test_a_file_of_optimiser_state_and_parameters_still_opens(

@@ -1,4 +1,4 @@
-"""Names -> answers: order, memory, and the same tensors as in training."""
+"""Names -> predictions: order, memory, and the same tensors as in training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from face_gender.classify.classifier import Classifier, choose_load, classify, load_classifier
 from face_gender.classify.results import Prediction, Skipped
-from face_gender.data.dataset import FaceDataset
 from face_gender.data.images import load_image, load_pixels
-from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.devices import mixed_precision
@@ -32,26 +30,8 @@ def make_checkpoint(recipe_name: str) -> Checkpoint:
     return Checkpoint(recipe, ("male", "female"), recipe.preprocessing, weights)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_serving_makes_the_tensors_of_training(name: str, faces: Path, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(name)
-    checkpoint.save(tmp_path / "c.pth")
-    index = Index.create(faces, progress=False)
-    transform = RECIPES[name].preprocessing.eval_transform()
-    dataset = FaceDataset(index, "test", transform)
-    expected = {str(path): dataset[i][0] for i, path in enumerate(dataset.paths)}
-    net = load_classifier(tmp_path / "c.pth", mixed=False)
-    taken: list[torch.Tensor] = []
-    net.model.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].clone()))
-    source = open_source(make_zip(faces, tmp_path / "z.zip"))
-    answers = list(classify(net, source, sorted(expected), batch_size=2, workers=1))
-    assert [answer.name for answer in answers] == sorted(expected)
-    for served, name in zip(torch.cat(taken), sorted(expected), strict=True):
-        assert torch.equal(served, expected[name])
-
-
 class _Echo(torch.nn.Module):
-    """Answers with the mean of the red and of the blue channel."""
+    """Gives the mean of the red and of the blue channel."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean(dim=(2, 3))[:, [0, 2]]
@@ -62,6 +42,22 @@ def echo_classifier(model: torch.nn.Module | None = None) -> Classifier:
     preprocessing = Preprocessing(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
     checkpoint = replace(checkpoint, preprocessing=preprocessing)
     return Classifier(checkpoint, model or _Echo(), torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_net_is_given_the_tensors_of_training(name: str, tmp_path: Path) -> None:
+    preprocessing = RECIPES[name].preprocessing
+    taken: list[torch.Tensor] = []
+    net = echo_classifier()
+    net = replace(net, checkpoint=replace(net.checkpoint, preprocessing=preprocessing))
+    net.model.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].clone()))
+    data = make_faces(tmp_path / "data", 2, 1)
+    source = open_source(make_zip(data, tmp_path / "z.zip"))
+    names = sorted(source.names())
+    assert [each.name for each in classify(net, source, names, 2, 1)] == names
+    transform = preprocessing.eval_transform()
+    for served, each in zip(torch.cat(taken), names, strict=True):
+        assert torch.equal(served, transform(load_image(data / each)))
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +72,21 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(batch_size=st.integers(1, 40), workers=st.integers(1, 4))
-def test_every_name_gets_its_own_answer_in_order(
+def test_every_name_gets_its_own_result_in_order(
     mixed: Path, batch_size: int, workers: int
 ) -> None:
     names = [f"{i:02}.jpg" for i in range(30)]
     source = open_source(mixed)
-    answers = list(classify(echo_classifier(), source, names, batch_size, workers))
-    assert [answer.name for answer in answers] == names
-    for i, answer in enumerate(answers):
+    results = list(classify(echo_classifier(), source, names, batch_size, workers))
+    assert [result.name for result in results] == names
+    for i, result in enumerate(results):
         if i % 3 == 2:
-            assert isinstance(answer, Skipped)
+            assert isinstance(result, Skipped)
         else:
-            assert isinstance(answer, Prediction)
-            assert answer.label() == ("male", "female")[i % 3]
+            assert isinstance(result, Prediction)
+            assert result.label() == ("male", "female")[i % 3]
 
 
 def test_no_more_than_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
@@ -149,7 +145,7 @@ def test_other_errors_of_a_net_are_not_taken_for_memory(mixed: Path) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("shapes cannot be multiplied")
 
-    with pytest.raises(InputError, match=r"cannot answer .* \(shapes cannot be multiplied\)"):
+    with pytest.raises(InputError, match=r"cannot run on .* \(shapes cannot be multiplied\)"):
         list(classify(echo_classifier(Wrong()), open_source(mixed), ["00.jpg"]))
 
 
@@ -159,9 +155,9 @@ def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: P
     names = [f"{i:02}.jpg" for i in range(30)]
     few, full = (
         [
-            answer.scores
-            for answer in classify(load_classifier(weights, mixed=on), open_source(mixed), names)
-            if isinstance(answer, Prediction)
+            result.scores
+            for result in classify(load_classifier(weights, mixed=on), open_source(mixed), names)
+            if isinstance(result, Prediction)
         ]
         for on in (True, False)
     )
@@ -189,7 +185,7 @@ def test_names_may_come_one_by_one(mixed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "compact_cnn", "dropout_cnn"])
-def test_the_fast_form_of_a_net_gives_its_answers_and_leaves_its_weights(
+def test_the_fast_form_of_a_net_gives_its_results_and_leaves_its_weights(
     name: str, faces: Path, tmp_path: Path
 ) -> None:
     make_checkpoint(name).save(tmp_path / "c.pth")
@@ -208,19 +204,19 @@ def test_the_fast_form_of_a_net_gives_its_answers_and_leaves_its_weights(
 
 def test_paths_without_a_source(tmp_path: Path) -> None:
     draw_face("male", 1).save(tmp_path / "a.jpg")
-    (answer,) = classify(echo_classifier(), None, [str(tmp_path / "a.jpg")])
-    assert isinstance(answer, Prediction)
-    assert answer.label() == "male"
+    (result,) = classify(echo_classifier(), None, [str(tmp_path / "a.jpg")])
+    assert isinstance(result, Prediction)
+    assert result.label() == "male"
 
 
-def test_an_answer_that_is_no_number_is_skipped_with_a_reason(mixed: Path) -> None:
+def test_an_output_that_is_no_number_is_skipped_with_a_reason(mixed: Path) -> None:
     class Broken(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.full((len(images), 2), torch.nan)
 
-    (answer,) = classify(echo_classifier(Broken()), open_source(mixed), ["00.jpg"])
-    assert isinstance(answer, Skipped)
-    assert "not a number" in answer.reason
+    (result,) = classify(echo_classifier(Broken()), open_source(mixed), ["00.jpg"])
+    assert isinstance(result, Skipped)
+    assert "not a number" in result.reason
 
 
 @given(scores=st.tuples(st.floats(0, 1), st.floats(0, 1)), threshold=st.floats(0, 1))

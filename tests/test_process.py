@@ -7,33 +7,29 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_face, make_faces, make_zip, snapshot
+from conftest import ROOT, draw_face, make_zip, save_colour_net, snapshot
 from PIL import Image
 
-import face_gender.classify.__main__ as process
 from face_gender import RECIPE_NAMES
-from face_gender.data.index import Index
+from face_gender.classify import __main__ as process
+from face_gender.classify import weights as lookup
+from face_gender.data.sources import find_images
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import load_checkpoint
-from face_gender.model.recipes import RECIPES, get_recipe
-from face_gender.train.loop import train
+from face_gender.model.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A net that tells the drawn faces apart."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = make_faces(folder / "data", 40, 40)
-    index = Index.create(data, progress=False)
-    recipe = get_recipe("compact_cnn", epochs=4, batch_size=16, learning_rate=1e-3)
-    reports = list(train(recipe, index, folder / "out", workers=0, progress=False))
-    assert reports[-1].val_accuracy == 1.0
-    return folder / "out" / "best.pth"
+    return save_colour_net(tmp_path_factory.mktemp("net") / "best.pth")
 
 
 @pytest.fixture
@@ -53,7 +49,7 @@ EXPECTED = {f"img_{i}.jpg": "male" if i < 3 else "female" for i in range(6)}
 
 
 def run(*arguments: str | Path) -> int:
-    return process.main([str(each) for each in arguments])
+    return process.main([str(each) for each in arguments], name="process.py")
 
 
 def results(name: str = "process_results.json") -> dict:
@@ -89,6 +85,31 @@ def test_folder_in_every_form(
     assert results() == EXPECTED
 
 
+def test_one_picture_and_several(folder: Path, weights: Path) -> None:
+    assert run(folder / "img_4.jpg", "--weights", weights) == 0
+    assert results() == {"img_4.jpg": "female"}
+    given = [folder / "img_5.jpg", folder / "img_0.jpg", folder / "img_0.jpg"]
+    assert run(*given, "--weights", weights) == 0
+    assert results() == {"img_0.jpg": "male", "img_5.jpg": "female"}
+
+
+def test_pictures_and_folders_mixed(folder: Path, weights: Path) -> None:
+    more = folder.parent / "more"
+    more.mkdir()
+    draw_face("female", 9).save(more / "img_0.jpg")
+    archive = make_zip(more, folder.parent / "more.zip")
+    draw_face("male", 9).save(more / "alone.jpg")
+    assert run(folder / "img_0.jpg", more, "--weights", weights) == 0
+    assert results() == {
+        "alone.jpg": "male",
+        f"{folder}/img_0.jpg": "male",  # equal names are the paths as they were given
+        f"{more}/img_0.jpg": "female",
+    }
+    assert run(archive, folder / "img_3.jpg", "--weights", weights, "--format", "full") == 0
+    assert results()["results"].keys() == {"img_0.jpg", "img_3.jpg"}
+    assert run(folder / "img_3.jpg", folder / "gone.jpg", "--weights", weights) == 1
+
+
 def test_spaces_and_cyrillic_in_names(folder: Path, weights: Path) -> None:
     named = folder.rename(folder.with_name("мои фото 2024"))
     (named / "img_0.jpg").rename(named / "Анна Петрова.jpg")
@@ -100,9 +121,8 @@ def test_spaces_and_cyrillic_in_names(folder: Path, weights: Path) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux allows such names")
 def test_names_that_are_not_utf8(folder: Path, weights: Path) -> None:
     os.rename(folder / "img_0.jpg", os.fsencode(folder) + b"/\xff.jpg")
-    for form in ("flat", "full", "csv"):
+    for form in ("full", "csv", "flat"):
         assert run(folder, "--weights", weights, "--format", form, "--quiet") == 0
-    assert run(folder, "--weights", weights) == 0
     assert results()["\udcff.jpg"] == "male"
 
 
@@ -144,27 +164,34 @@ def test_full_format_tells_everything(folder: Path, weights: Path) -> None:
         assert sum(details["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_full_format_is_strict_json_without_nan(folder: Path, weights: Path) -> None:
+    checkpoint = load_checkpoint(weights)
+    replace(checkpoint, metrics={"val_recall_female": float("nan")}).save("nan.pth")
+    assert run(folder, "--weights", "nan.pth", "--format", "full") == 0
+    assert results()["model"]["metrics"] == {"val_recall_female": None}
+
+
 def test_probabilities_have_the_temperature_of_the_weights(
     folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     net = build_model("compact_cnn").state_dict()
-    net["fc4.weight"] *= 30  # or all answers were about one half
+    net["fc4.weight"] *= 30  # or all probabilities were about one half
     scaled = tmp_path / "scaled.pth"
-    answers = []
+    found = []
     for temperature in (1.0, 2.0):
         replace(load_checkpoint(weights), weights=net, temperature=temperature).save(scaled)
         assert run(folder, "--weights", scaled, "--format", "full") == 0
-        answers.append(results())
-    before, after = answers
+        found.append(results())
+    before, after = found
     assert (before["model"]["temperature"], after["model"]["temperature"]) == (1.0, 2.0)
     for name, details in before["results"].items():
         roots = {k: v**0.5 for k, v in details["probabilities"].items()}
         expected = {k: v / sum(roots.values()) for k, v in roots.items()}
-        found = after["results"][name]
-        assert found["probabilities"] == pytest.approx(expected, abs=2e-3)
-        assert found["label"] == details["label"]
-        assert found["confidence"] < details["confidence"]
+        cooler = after["results"][name]
+        assert cooler["probabilities"] == pytest.approx(expected, abs=2e-3)
+        assert cooler["label"] == details["label"]
+        assert cooler["confidence"] < details["confidence"]
     for temperature, labels in ((1.0, set(EXPECTED.values())), (100.0, {"uncertain"})):
         replace(load_checkpoint(weights), temperature=temperature).save(scaled)
         assert run(folder, "--weights", scaled, "--threshold", "0.8") == 0
@@ -179,12 +206,12 @@ def test_csv_format(folder: Path, weights: Path) -> None:
     assert float(rows[0]["male"]) + float(rows[0]["female"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_threshold_answers_uncertain(folder: Path, weights: Path) -> None:
-    assert run(folder, "--weights", weights, "--threshold", "1") == 0
-    full = results()
-    assert set(full.values()) <= {"uncertain", "male", "female"}
+def test_labels_below_the_threshold_are_uncertain(folder: Path, weights: Path) -> None:
+    Image.new("RGB", (40, 40), "gray").save(folder / "gray.png")  # neither red nor blue
     assert run(folder, "--weights", weights, "--format", "full", "--threshold", "0.9") == 0
-    for details in results()["results"].values():
+    found = results()["results"]
+    assert found["gray.png"]["label"] == "uncertain"
+    for details in found.values():
         assert (details["label"] == "uncertain") == (details["confidence"] < 0.9)
 
 
@@ -233,26 +260,53 @@ def test_plain_state_dict_with_recipe_and_classes(folder: Path, weights: Path, c
 def test_own_weights_come_before_the_shipped(
     folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    own, shipped = Path("own.pth").absolute(), Path("shipped.pth").absolute()
-    monkeypatch.setattr(process, "OWN_WEIGHTS", own)
-    monkeypatch.setattr(process, "SHIPPED_WEIGHTS", shipped)
+    own, shipped, packaged = (Path(f"{n}.pth").absolute() for n in ("own", "shipped", "packaged"))
+    monkeypatch.setattr(lookup, "default_weights", lambda: [own, shipped, packaged])
     assert run(folder) == 1
     assert_one_sentence(capsys.readouterr().err)
-    shipped.write_bytes(weights.read_bytes())
-    assert run(folder) == 0
-    assert "shipped.pth" in capsys.readouterr().err
-    own.write_bytes(weights.read_bytes())
-    assert run(folder) == 0
-    assert "own.pth" in capsys.readouterr().err
+    for path in (packaged, shipped, own):
+        path.write_bytes(weights.read_bytes())
+        assert run(folder) == 0
+        assert f"weights: {path} " in capsys.readouterr().err
 
 
-def test_quiet_says_nothing_but_skipped_files(folder: Path, weights: Path, capsys) -> None:
+def test_the_end_counts_labels_skipped_files_and_those_passed_over(
+    folder: Path, weights: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*given: object) -> tuple:
+        source, names = find_images(*given)  # type: ignore[arg-type]
+        source.passed_over = Counter({".txt": 3, "hidden": 1})
+        return source, names
+
+    monkeypatch.setattr(process, "find_images", found)
+    assert run(folder, "--weights", weights) == 0
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "process_results.json: 3 female, 3 male, 0 skipped",
+        "passed over: 3 .txt, 1 hidden",
+    ]
+
+
+def test_quiet_says_nothing_but_skipped_files(folder: Path, weights: Path, capfd) -> None:
     assert run(folder, "--weights", weights, "--quiet") == 0
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert captured.err == captured.out == ""
     (folder / "bad.png").write_bytes(b"")
     assert run(folder, "--weights", weights, "--quiet") == 0
-    assert capsys.readouterr().err.strip() == "skipped: bad.png: empty file"
+    assert capfd.readouterr().err.strip() == "skipped: bad.png: empty file"
+
+
+def test_libraries_that_write_to_stderr_are_not_heard(folder: Path, weights: Path, capfd) -> None:
+    """libtiff and libjpeg say what they think of a file, without its name."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    noise.save(folder / "bad.tif", compression="tiff_lzw")
+    data = bytearray((folder / "bad.tif").read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 40] = b"\xff" * 40
+    (folder / "bad.tif").write_bytes(data)
+    assert run(folder, "--weights", weights, "--quiet") == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [["skipped", "bad.tif"]]
+    os.write(2, b"heard again\n")
+    assert capfd.readouterr().err == "heard again\n"
 
 
 def _empty(folder: Path) -> list[str | Path]:
@@ -260,44 +314,51 @@ def _empty(folder: Path) -> list[str | Path]:
     return [folder.parent / "empty"]
 
 
-def _only_bad(folder: Path) -> list[str | Path]:
-    for path in folder.iterdir():
-        path.write_text("text")
-    return [folder, "--quiet"]
+def _text(folder: Path) -> list[str | Path]:
+    (folder.parent / "notes.txt").write_text("words")
+    return [folder.parent / "notes.txt"]
 
 
 @pytest.mark.parametrize(
-    "arrange",
+    ("arrange", "said"),
     [
-        lambda folder: [folder.parent / "nowhere"],
-        lambda folder: [folder / "img_0.jpg"],
-        _empty,
-        lambda folder: [folder, "--weights", "nowhere.pth"],
-        lambda folder: [folder, "--weights", folder / "img_0.jpg"],
-        lambda folder: [folder, "--weights", folder],
-        lambda folder: [folder, "--output", folder.parent / "no" / "where.json"],
-        lambda folder: [folder, "--output", folder.parent],
-        lambda folder: [folder, "--device", "cuda:77"],
+        (lambda folder: [folder.parent / "nowhere"], "nowhere does not exist"),
+        (lambda folder: [folder, folder.parent / "no.jpg"], "no.jpg does not exist"),
+        (_empty, "holds no pictures"),
+        (_text, "notes.txt is neither"),
+        (lambda folder: [folder, "--weights", "nowhere.pth"], "nowhere.pth does not exist"),
+        (lambda folder: [folder, "--weights", folder / "img_0.jpg"], "is not a whole .pth"),
+        (lambda folder: [folder, "--weights", folder], "pictures"),
+        (lambda folder: [folder, "--output", folder.parent / "no" / "where.json"], "no folder"),
+        (lambda folder: [folder, "--output", folder.parent], "is a folder"),
+        (lambda folder: [folder, "--device", "cuda:77"], "'cuda:77' is not there"),
     ],
 )
 def test_what_cannot_run_is_one_sentence_and_writes_nothing(
-    arrange, folder: Path, weights: Path, capsys
+    arrange, said: str, folder: Path, weights: Path, capsys
 ) -> None:
     arguments = arrange(folder)
     if "--weights" not in arguments:
         arguments += ["--weights", weights]
     before = snapshot(folder.parent)
     assert run(*arguments) == 1
-    assert_one_sentence(capsys.readouterr().err)
+    captured = capsys.readouterr().err
+    assert_one_sentence(captured)
+    assert said in captured
     assert snapshot(folder.parent) == before
 
 
-def test_only_unreadable_pictures(folder: Path, weights: Path, capsys) -> None:
-    assert run(*_only_bad(folder), "--weights", weights) == 1
+def test_unreadable_pictures_alone_leave_an_earlier_result(
+    folder: Path, weights: Path, capsys
+) -> None:
+    for path in folder.iterdir():
+        path.write_text("text")
+    Path("process_results.json").write_text("{}")
+    assert run(folder, "--quiet", "--weights", weights) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 7
     assert_one_sentence(lines[-1])
-    assert not Path("process_results.json").exists()
+    assert Path("process_results.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(
@@ -312,6 +373,7 @@ def test_only_unreadable_pictures(folder: Path, weights: Path, capsys) -> None:
         ["x", "--workers", "many"],
         ["x", "--device", "toaster"],
         [""],
+        ["x", ""],
         ["x", "--recipe", "resnet19", "--classes", "a,b", "--weights", "w"],
         ["x", "--recipe", "resnet18"],
         ["x", "--classes", "male,male", "--recipe", "resnet18"],
@@ -325,25 +387,22 @@ def test_usage_mistakes_exit_with_2(arguments: list[str], capsys) -> None:
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
+def test_help_and_mistakes_import_no_torch() -> None:
+    lines = (
         [],
+        ["--help"],
         ["nowhere"],
         ["tests/no.zip"],
         ["samples", "--weights", "nowhere.pth"],
         ["samples", "--recursive", "--output", "README.md/x.json"],
-        ["x", "--batch-size", "0"],
         ["x", "--device", "toaster"],
         ["x", "--recipe", "resnet18"],
-    ],
-)
-def test_help_and_mistakes_import_no_torch(arguments: list[str]) -> None:
+    )
     script = (
-        "import sys, process\n"
-        f"try: process.main({arguments!r})\n"
-        "except SystemExit: pass\n"
+        "import sys\nfrom face_gender.classify.__main__ import main\n"
+        f"for arguments in {lines!r}:\n"
+        "    try: assert main(arguments) == 1\n"
+        "    except SystemExit: pass\n"
         "assert not {'torch', 'torchvision', 'pandas', 'numpy', 'PIL'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
@@ -352,22 +411,6 @@ def test_help_and_mistakes_import_no_torch(arguments: list[str]) -> None:
 
 def test_recipe_names_known_to_the_command_are_the_recipes() -> None:
     assert tuple(RECIPES) == RECIPE_NAMES
-
-
-def test_result_of_an_earlier_run_survives_a_failure(folder: Path, weights: Path) -> None:
-    Path("process_results.json").write_text("{}")
-    assert run(*_only_bad(folder), "--weights", weights) == 1
-    assert Path("process_results.json").read_text() == "{}"
-
-
-def test_interruption_is_one_sentence(folder: Path, weights: Path, monkeypatch, capsys) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(process, "answer", interrupt)
-    assert run(folder, "--weights", weights, "--quiet") == 130
-    assert_one_sentence(capsys.readouterr().err)
-    assert not Path("process_results.json").exists()
 
 
 def test_command_runs_from_any_directory(folder: Path, weights: Path, tmp_path: Path) -> None:
@@ -380,9 +423,10 @@ def test_command_runs_from_any_directory(folder: Path, weights: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert results() == EXPECTED
     assert done.stdout == ""
+    assert "6/6" in done.stderr
 
 
-def test_odd_modes_are_answered_like_their_rgb_twin(folder: Path, weights: Path) -> None:
+def test_odd_modes_have_the_label_of_their_rgb_twin(folder: Path, weights: Path) -> None:
     face = draw_face("male", 1, (80, 100))
     for mode in ("P", "RGBA", "CMYK"):
         suffix = "jpg" if mode == "CMYK" else "png"
@@ -423,10 +467,3 @@ def test_a_stderr_that_takes_nothing_costs_no_result(
     monkeypatch.setattr(sys, "stderr", None if stderr is None else Full())
     assert run(folder, "--weights", weights) == 0
     assert results() == EXPECTED
-
-
-def test_full_format_is_strict_json_without_nan(folder: Path, weights: Path) -> None:
-    checkpoint = load_checkpoint(weights)
-    replace(checkpoint, metrics={"val_recall_female": float("nan")}).save("nan.pth")
-    assert run(folder, "--weights", "nan.pth", "--format", "full") == 0
-    assert results()["model"]["metrics"] == {"val_recall_female": None}

@@ -16,7 +16,7 @@ import face_gender.data.__main__ as data_split
 import face_gender.evaluate
 import face_gender.export
 import face_gender.train
-from examples import classify_ray
+from examples.ray import classify as classify_ray
 from face_gender.model.recipes import RECIPES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def section(title: str) -> str:
     ("command", "title"),
     [
         (process, "### `python process.py FOLDER`"),
-        (classify_ray, "### `python examples/classify_ray.py INPUT OUTPUT`"),
+        (classify_ray, "### `python -m examples.ray.classify INPUT OUTPUT`"),
         (data_split, "### `python data_split.py DATA`"),
         (face_gender.train, "### `python -m face_gender.train INDEX`"),
         (face_gender.evaluate, "### `python -m face_gender.evaluate WEIGHTS INDEX`"),

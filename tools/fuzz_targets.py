@@ -299,7 +299,7 @@ class CheckpointTarget:
             form, named = _PLAIN, {"recipe": "compact_cnn", "classes": ("female", "male")}
         classifier = load_classifier(path, device="cpu", **named)  # type: ignore[arg-type]
         classifier.checkpoint.describe()
-        (answer,) = classifier.answer(None, [str(self.picture)])
+        (answer,) = classifier.predict(None, [str(self.picture)])
         write_results(
             self.folder / "results.json", [answer], classifier.checkpoint, "full", weights="w"
         )

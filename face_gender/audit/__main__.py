@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from face_gender import RECIPE_NAMES
-from face_gender.console import run_command
+from face_gender.console import run_command, usage_name
 from face_gender.errors import InputError
 
 _NAME = "face_gender.audit"
 _NEEDED = ("cleanlab", "cleanvision", "faiss", "scipy", "sklearn")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namespace:
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_NAME}",
+        prog=usage_name(name),
         description="Find duplicates, wrong labels, pictures of no face and bad pictures.",
         epilog="exit codes: 0 written, 1 could not run, 2 usage",
     )
@@ -57,11 +57,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
     """Run the command and return its exit code."""
-    options = parse(arguments)
+    options = parse(arguments, name)
     sentence = "interrupted; the same command goes on after the last finished stage."
-    return run_command(_NAME, lambda: run(options), sentence)
+    return run_command(name, lambda: run(options), sentence)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Classify a folder of face pictures: python process.py FOLDER"""
+"""Classify face pictures: python process.py FOLDER"""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from face_gender.console import (
     ignore_signals,
     raise_on_first_signal,
     run_command,
+    usage_name,
+    without_library_messages,
 )
 
 if __name__ == "__main__":  # before all imports that take a while
@@ -18,14 +20,17 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from face_gender import RECIPE_NAMES
 from face_gender.classify.engines import ENGINES, check_engine
-from face_gender.classify.resume import Journal
+from face_gender.classify.resume import keep_results, partial_path, read_partial, remove_partial
+from face_gender.classify.weights import find_weights
 from face_gender.console import (
     Stderr,
+    class_names,
     device,
     not_empty,
     positive,
@@ -38,22 +43,27 @@ from face_gender.files import check_output
 
 if TYPE_CHECKING:
     from face_gender.classify.classifier import Classifier
-    from face_gender.classify.results import Prediction, Skipped
+    from face_gender.classify.results import Result
 
-KIT = Path(__file__).resolve().parents[2]
-OWN_WEIGHTS = KIT / "model_weights" / "best.pth"
-SHIPPED_WEIGHTS = KIT / "model_weights" / "shipped.pth"
+_NAME = "face_gender.classify"
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namespace:
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
-        description="Label every face picture in a folder male or female.",
+        prog=usage_name(name),
+        description="Label every face picture male or female.",
         epilog="exit codes: 0 written, 1 could not run, 2 usage, 3 files skipped (with --strict), "
-        "130 and 143 interrupted by Ctrl-C and by SIGTERM (what was answered is written)",
+        "130 and 143 interrupted by Ctrl-C and by SIGTERM (what was predicted is written)",
     )
     add = parser.add_argument
-    add("folder", type=_folder, metavar="FOLDER", help="folder of pictures, or a .zip of one")
+    add(
+        "pictures",
+        type=_path,
+        nargs="+",
+        metavar="FOLDER",
+        help="folder of pictures, a .zip of one, or a picture; several may be given",
+    )
     add(
         "--output",
         type=Path,
@@ -64,12 +74,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--weights",
         type=Path,
         metavar="PTH",
-        help="a checkpoint (default: model_weights/best.pth, else model_weights/shipped.pth)",
+        help="a checkpoint (default: model_weights/best.pth, else the shipped weights)",
     )
     add("--recipe", choices=RECIPE_NAMES, help="the net of a --weights that is a plain state_dict")
     add(
         "--classes",
-        type=_classes,
+        type=class_names,
         metavar="A,B",
         help="the classes of such a state_dict, in the order of its outputs",
     )
@@ -100,12 +110,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=probability,
         default=0.0,
         metavar="P",
-        help="answer 'uncertain' where the probability is below P (0 to 1)",
+        help="label 'uncertain' where the probability is below P (0 to 1)",
     )
     add(
         "--resume",
         action="store_true",
-        help="go on where an interrupted run ended: its answers are in FILE.partial",
+        help="go on where an interrupted run ended: its predictions are in FILE.partial",
     )
     add("--strict", action="store_true", help="exit with 3 when a file was skipped")
     add("--quiet", action="store_true", help="say nothing but errors and skipped files")
@@ -117,170 +127,143 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None, name: str = "face_gender.classify") -> int:
+def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
     """Run the command and return its exit code."""
-    options = parse(arguments)
+    options = parse(arguments, name)
     sentence = "interrupted: the same command with --resume goes on."
-    return run_command(name, lambda: run(options), sentence)
+    return run_command(name, lambda: run(options, name), sentence)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Check everything that can be checked at once, then classify and write."""
-    source, names = find_images(options.folder, options.recursive)
-    options.weights = choose_weights(options.weights)
+def run(options: argparse.Namespace, name: str) -> int:
+    """Check everything that can be checked at once, then classify and report."""
+    source, names = find_images(options.pictures, options.recursive)
+    options.weights = find_weights(options.weights)
     ending = "csv" if options.format == "csv" else "json"
     options.output = options.output or Path(f"process_results.{ending}")
-    check_output(options.output, [options.folder, options.weights])
-    journal = Journal(options.output)
+    check_output(options.output, [*options.pictures, options.weights])
+    partial = partial_path(options.output)
     if options.engine != "torch":
         check_engine(options.weights)
-    # Imported here: --help and mistakes answer without torch.
+    # Imported here: --help and mistakes are answered without torch.
     from face_gender.classify.classifier import load_classifier
-    from face_gender.classify.results import Skipped
 
     classifier = load_classifier(
         options.weights, options.recipe, options.classes, options.device, engine=options.engine
     )
-    if not options.quiet:
-        print_stderr(f"weights: {options.weights} ({classifier.checkpoint.describe()})")
-        print_stderr(load_in_words(options, classifier, len(names)))
-    open_journal(options, classifier, source, names, journal)
-    answers, stop = answer(options, classifier, source, names, journal)
-    left = len(names) - len(answers)
-    answers += [Skipped(name, reason) for name, reason in source.unlisted]
-    return finish(options, classifier, journal, answers, left, stop)
+    outcome = classify_folder(options, classifier, source, names, partial)
+    return report(options, classifier, source, outcome, partial, name)
 
 
-def open_journal(
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the pictures: ``left`` of them have no result, as ``stop`` came first."""
+
+    results: list[Result]
+    left: int
+    stop: KeyboardInterrupt | None
+
+
+def classify_folder(
     options: argparse.Namespace,
     classifier: Classifier,
     source: Source,
     names: list[str],
-    journal: Journal,
-) -> None:
-    """Begin it, or read what an interrupted run left."""
-    from face_gender.classify.classifier import origin
-
-    begun = origin(classifier, options.weights)
-    if not options.resume:
-        journal.begin(begun)
-        return
-    journal.resume(begun, source, names, len(classifier.checkpoint.classes))
-    if not options.quiet:
-        count = len(journal.known)
-        print_stderr(
-            f"{journal.path}: {count} answers" if count else f"{journal.path}: nothing to resume"
-        )
-
-
-def load_in_words(options: argparse.Namespace, classifier: Classifier, count: int) -> str:
-    """Say what was chosen: device, precision, threads and batch."""
-    from face_gender.classify.classifier import choose_load
-    from face_gender.devices import in_bits
-
-    device = classifier.device
-    batch, threads = choose_load(device, count, options.batch_size, options.workers)
-    how = "by openvino" if classifier.engine else f"in {in_bits(classifier.dtype)}"
-    return f"on {device} {how}: {threads} threads, {batch} pictures each"
-
-
-def answer(
-    options: argparse.Namespace,
-    classifier: Classifier,
-    source: Source,
-    names: list[str],
-    journal: Journal,
-) -> tuple[list[Prediction | Skipped], KeyboardInterrupt | None]:
-    """Classify with a progress bar; return the answers, and what interrupted them."""
+    partial: Path,
+) -> Outcome:
+    """Classify with a progress bar, keeping each prediction in ``partial`` as it comes."""
     from tqdm import tqdm
 
-    from face_gender.classify.classifier import classify
-    from face_gender.classify.results import Prediction
+    from face_gender.classify.classifier import choose_load, classify, origin
+    from face_gender.classify.results import Skipped
 
-    classes = classifier.checkpoint.classes
-    answers: list[Prediction | Skipped] = [
-        Prediction(name, classes, scores) for name, scores in journal.known.items()
-    ]
-    stream = classify(classifier, source, names, options.batch_size, options.workers, journal)
-    show = {"unit": "img", "disable": options.quiet, "file": Stderr()}
+    load = choose_load(classifier.device, len(names), options.batch_size, options.workers)
+    announce(options, classifier, load)
+    by = origin(classifier, options.weights)
+    known = read_partial(partial, by, source, names) if options.resume else {}
+    if options.resume and not options.quiet:
+        found = f"{len(known)} predictions" if known else "nothing to resume"
+        print_stderr(f"{partial}: {found}")
+    stream = keep_results(
+        partial, by, source, names, known, lambda rest: classify(classifier, source, rest, *load)
+    )
+    results: list[Result] = []
+    stop = None
     try:
         raise_on_first_signal()  # from here on, there is something to keep
-        with tqdm(total=len(names), initial=len(answers), **show) as bar:
-            for each in stream:
-                answers.append(each)
+        show = {"unit": "img", "disable": options.quiet, "file": Stderr()}
+        with without_library_messages(), tqdm(total=len(names), **show) as bar:
+            for result in stream:
+                results.append(result)
                 bar.update()
         ignore_signals()  # what is left to do takes a moment
     except KeyboardInterrupt as error:
+        stop = error
         with suppress(KeyboardInterrupt):
-            stream.throw(error)  # which it does not know of if it was raised between two answers
-        return answers, error
-    return answers, None
+            stream.throw(error)  # which it does not know of if it was raised between two results
+    left = len(names) - len(results)
+    return Outcome(results + [Skipped(*each) for each in source.unlisted], left, stop)
 
 
-def finish(
+def announce(options: argparse.Namespace, classifier: Classifier, load: tuple[int, int]) -> None:
+    """Say what was chosen: weights, device, precision, threads and batch."""
+    from face_gender.devices import in_bits
+
+    if options.quiet:
+        return
+    print_stderr(f"weights: {options.weights} ({classifier.checkpoint.describe()})")
+    how = "by openvino" if classifier.engine else f"in {in_bits(classifier.dtype)}"
+    batch, threads = load
+    print_stderr(f"on {classifier.device} {how}: {threads} threads, {batch} pictures each")
+
+
+def report(
     options: argparse.Namespace,
     classifier: Classifier,
-    journal: Journal,
-    answers: list[Prediction | Skipped],
-    left: int,
-    stop: KeyboardInterrupt | None,
+    source: Source,
+    outcome: Outcome,
+    partial: Path,
+    name: str,
 ) -> int:
-    """Write what was answered and say so; ``left``: pictures without an answer. Return the code."""
+    """Write what was predicted and say so; return the exit code."""
     from face_gender.classify.results import Prediction, Skipped, write_results
 
-    predictions = [each for each in answers if isinstance(each, Prediction)]
-    skipped = [each for each in answers if isinstance(each, Skipped)]
+    results, left = outcome.results, outcome.left
+    predictions = [each for each in results if isinstance(each, Prediction)]
+    skipped = [each for each in results if isinstance(each, Skipped)]
     for each in skipped:
         print_stderr(f"skipped: {each.name}: {each.reason}")
-    if stop and left and not predictions:
-        print_stderr("process.py: interrupted before the first answer, nothing was written.")
-        return exit_code(stop)
+    interrupted = outcome.stop if left else None
+    if interrupted and not predictions:
+        print_stderr(f"{name}: interrupted before the first prediction, nothing was written.")
+        return exit_code(interrupted)
     if not predictions:
-        raise InputError(f"{options.folder} has no picture with an answer: all were skipped.")
+        given = ", ".join(str(path) for path in options.pictures[:3])
+        raise InputError(f"{given}: no picture can be read, all were skipped.")
+    form, threshold, weights = options.format, options.threshold, options.weights.name
     try:
         write_results(
-            options.output,
-            answers,
-            classifier.checkpoint,
-            options.format,
-            options.threshold,
-            options.weights.name,
-            left,
+            options.output, results, classifier.checkpoint, form, threshold, weights, left
         )
     except InputError as error:
-        kept = f"{journal.path} keeps the answers for --resume"
+        kept = f"{partial} keeps the predictions for --resume"
         raise InputError(f"{str(error)[:-1]}; {kept}.") from error
-    if stop and left:
-        done = f"{len(predictions)} of {len(answers) + left} answers are in {options.output}"
-        print_stderr(f"process.py: interrupted, {done}: --resume goes on.")
-        return exit_code(stop)
-    journal.remove()
+    if interrupted:
+        done = f"{len(predictions)} of {len(results) + left} predictions are in {options.output}"
+        print_stderr(f"{name}: interrupted, {done}: --resume goes on.")
+        return exit_code(interrupted)
+    remove_partial(partial)
     if not options.quiet:
-        counts = Counter(each.label(options.threshold) for each in predictions)
+        counts = Counter(each.label(threshold) for each in predictions)
         labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         print_stderr(f"{options.output}: {labels}, {len(skipped)} skipped")
+        if source.passed_over:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in source.passed_over.items())
+            print_stderr(f"passed over: {kinds}")
     return 3 if options.strict and skipped else 0
 
 
-def choose_weights(given: Path | None) -> Path:
-    """Return the file to load. Raises InputError where there is none."""
-    candidates = [given] if given else [OWN_WEIGHTS, SHIPPED_WEIGHTS]
-    for path in candidates:
-        if path.exists():
-            return path
-    hint = "give the path of a .pth file" if given else "train with train.ipynb, or use --weights"
-    raise InputError(f"{candidates[-1]} does not exist: {hint}.")
-
-
-def _folder(text: str) -> Path:
+def _path(text: str) -> Path:
     return Path(not_empty(text))  # Path("") would be the working directory
-
-
-def _classes(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
-        raise argparse.ArgumentTypeError("must be different names, such as female,male")
-    return names
 
 
 if __name__ == "__main__":

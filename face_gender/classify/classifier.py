@@ -1,4 +1,4 @@
-"""Names -> batches of (name, tensor) -> probabilities -> process_results.json."""
+"""A net with what belongs to it: names -> batches of pictures -> probabilities -> predictions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from collections.abc import Generator, Iterable, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from face_gender.classify.engines import MARGIN, Engine, OpenVino, graph_path
-from face_gender.classify.results import Prediction, Skipped
-from face_gender.classify.resume import Journal
+from face_gender.classify.results import Prediction, Result, Skipped
 from face_gender.data.images import UnreadableImage, load_pixels
 from face_gender.data.preprocessing import stack
-from face_gender.data.sources import Reader, Source
+from face_gender.data.sources import Reader
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
-from face_gender.errors import InputError, excerpt
+from face_gender.errors import InputError, first_line
 from face_gender.files import cpu_count, sha256_of
 from face_gender.model.architectures import for_inference, probabilities_of
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from face_gender.classify.frame import Pictures
 
 # Pictures that a thread takes at a time: a core's cache is small, a GPU wants many.
 _BATCH = {"cpu": 16, "cuda": 64}
@@ -36,7 +40,7 @@ class Classifier:
     """A net on its device, in its fastest form, with what belongs to it.
 
     ``model`` takes ``dtype``, which is a 16-bit type where the hardware calculates in it faster.
-    ``engine`` answers before it, in lower precision: ``model`` is asked where classes are close.
+    ``engine`` predicts before it, in lower precision: ``model`` is asked where classes are close.
     """
 
     checkpoint: Checkpoint
@@ -56,9 +60,9 @@ class Classifier:
         except (RuntimeError, AssertionError, ValueError) as error:
             if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
                 height, width = pixels.shape[-2:]
-                reason = excerpt(f"{error}.".splitlines()[0].split(". ")[0].rstrip("."))
+                reason = first_line(error).split(". ")[0]
                 raise InputError(
-                    f"{self.checkpoint.recipe.arch} cannot answer pictures of {height} x {width} "
+                    f"{self.checkpoint.recipe.arch} cannot run on pictures of {height} x {width} "
                     f"pixels ({reason}): use other weights, or --device cpu."
                 ) from error
         # Outside the handler, which keeps what does not fit alive.
@@ -83,13 +87,29 @@ class Classifier:
             found[close] = self._by_model(pixels[close])
         return found
 
-    def answer(self, source: Reader | None, names: Sequence[str]) -> list[Prediction | Skipped]:
-        """Read a batch of pictures and answer each, in order; ``source`` None: names are paths."""
+    def classify(
+        self,
+        pictures: Pictures,
+        *,
+        recursive: bool = False,
+        threshold: float = 0.0,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Return a table with a row for each picture; see `frame.classify_frame`."""
+        from face_gender.classify.frame import classify_frame  # commands do without pandas
+
+        load = (batch_size, workers)
+        return classify_frame(self, pictures, recursive, threshold, load, progress)
+
+    def predict(self, source: Reader | None, names: Sequence[str]) -> list[Result]:
+        """Read and classify a batch of pictures, in order; ``source`` None: names are paths."""
         read = [self._read(source, name) for name in names]
         good = [item for item in read if isinstance(item, Tensor)]
         rows = iter(self.probabilities(stack(good)).tolist() if good else [])
         return [
-            item if isinstance(item, Skipped) else self._predict(name, next(rows))
+            item if isinstance(item, Skipped) else self._prediction(name, next(rows))
             for name, item in zip(names, read, strict=True)
         ]
 
@@ -99,10 +119,10 @@ class Classifier:
         except UnreadableImage as error:
             return Skipped(name, error.reason)
 
-    def _predict(self, name: str, row: list[float]) -> Prediction | Skipped:
+    def _prediction(self, name: str, row: list[float]) -> Result:
         if all(math.isfinite(value) for value in row):
             return Prediction(name, self.checkpoint.classes, tuple(row))
-        return Skipped(name, "the net's answer is not a number: its weights are damaged")
+        return Skipped(name, "the net's output is not a number: its weights are damaged")
 
 
 def load_classifier(
@@ -116,7 +136,7 @@ def load_classifier(
     """Open a checkpoint, or a plain state_dict with its ``recipe`` and ``classes``.
 
     ``mixed``: calculate in 16 bits where the hardware does. ``engine`` "openvino": the graph that
-    `face_gender.export` wrote beside the file answers, on the CPU, and the net in float32 where
+    `face_gender.export` wrote beside the file predicts, on the CPU, and the net in float32 where
     two classes are close. Raises InputError for a file that is neither, for a device that is not
     there, and for a graph that is missing or of other weights.
     """
@@ -133,7 +153,7 @@ def load_classifier(
 
 
 def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
-    """Return, as plain data of JSON, what answers depend on besides the pictures, for a Journal.
+    """Return, as plain data of JSON, what predictions depend on besides the pictures.
 
     Raises OSError where ``weights``, the file of the classifier, cannot be read any more.
     """
@@ -168,32 +188,27 @@ def classify(
     names: Iterable[str],
     batch_size: int | None = None,
     workers: int | None = None,
-    journal: Journal | None = None,
-) -> Generator[Prediction | Skipped, None, None]:
-    """Yield an answer for every name, in order of the names.
+) -> Generator[Result, None, None]:
+    """Yield a result for every name, in order of the names.
 
     ``source`` None: the names are paths. ``workers`` threads (one for each processor by default)
     take a batch each and both read it and, on a CPU, run the net on it, each on one core: nobody
     waits for anybody. A few batches for each are in memory, however many names there are.
-    ``journal`` keeps each batch before it is yielded; names that it knows are left out.
     """
     count = len(names) if isinstance(names, Sized) else None
     batch_size, workers = choose_load(classifier.device, count, batch_size, workers)
     remaining = iter(names)
-    batches: Iterable[list[str]] = iter(lambda: list(itertools.islice(remaining, batch_size)), [])
-    if journal and isinstance(source, Source):
-        batches = journal.unanswered(source, batches)
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     wait = True
     try:
-        waiting: deque[Future[list[Prediction | Skipped]]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(classifier.answer, source, batch))
+        waiting: deque[Future[list[Result]]] = deque()
+        while batch := list(itertools.islice(remaining, batch_size)):
+            waiting.append(pool.submit(classifier.predict, source, batch))
             if len(waiting) >= 2 * workers:
-                yield from _kept(waiting.popleft().result(), journal)
+                yield from waiting.popleft().result()
         while waiting:
-            yield from _kept(waiting.popleft().result(), journal)
+            yield from waiting.popleft().result()
     except KeyboardInterrupt:
         wait = False  # a batch may take long
         raise
@@ -201,11 +216,3 @@ def classify(
         pool.shutdown(wait, cancel_futures=True)
         # What new threads start from, which the pool's have changed.
         torch.set_num_threads(threads)
-
-
-def _kept(
-    answers: list[Prediction | Skipped], journal: Journal | None
-) -> list[Prediction | Skipped]:
-    if journal:
-        journal.keep((each.name, each.scores) for each in answers if isinstance(each, Prediction))
-    return answers

@@ -1,4 +1,4 @@
-"""Names -> batches of (name, tensor) -> probabilities -> process_results.json."""
+"""What is predicted for each picture, and the file that a user gets: JSON or CSV."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from face_gender.files import write_atomically
-from face_gender.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from face_gender.model.checkpoint import Checkpoint
 
 Format = Literal["flat", "full", "csv"]
 UNCERTAIN = "uncertain"
@@ -20,7 +22,7 @@ UNCERTAIN = "uncertain"
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one picture: ``scores`` are the probabilities of ``classes``, in order."""
+    """What is predicted for one picture: ``scores`` are the probabilities of ``classes``."""
 
     name: str
     classes: tuple[str, ...]
@@ -45,40 +47,43 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that got no answer, and why."""
+    """A file without a prediction, and why."""
 
     name: str
     reason: str
 
 
+Result = Prediction | Skipped
+
+
 def write_results(
     path: str | os.PathLike[str],
-    answers: Iterable[Prediction | Skipped],
+    results: Iterable[Result],
     checkpoint: Checkpoint,
     form: Format = "flat",
     threshold: float = 0.0,
     weights: str = "",
-    unanswered: int = 0,
+    left: int = 0,
 ) -> None:
-    """Write the answers atomically, sorted by name, as UTF-8.
+    """Write the results atomically, sorted by name, as UTF-8.
 
     "flat": {name: label}. "full": {"model": …, "results": {name: {label, confidence,
-    probabilities}}, "skipped": {name: reason}}, and "unanswered": n where an interruption left n
-    pictures out. "csv": name, label, confidence and a column for each class. Raises InputError
-    where the file cannot be written.
+    probabilities}}, "skipped": {name: reason}}, and "unanswered": ``left`` where an interruption
+    left so many pictures out. "csv": name, label, confidence and a column for each class. Raises
+    InputError where the file cannot be written.
     """
-    ordered = sorted(answers, key=lambda answer: answer.name)
-    predictions = [answer for answer in ordered if isinstance(answer, Prediction)]
+    ordered = sorted(results, key=lambda result: result.name)
+    predictions = [each for each in ordered if isinstance(each, Prediction)]
     if form == "csv":
         text = _csv(predictions, checkpoint.classes, threshold)
     elif form == "full":
-        skipped = {answer.name: answer.reason for answer in ordered if isinstance(answer, Skipped)}
+        skipped = {each.name: each.reason for each in ordered if isinstance(each, Skipped)}
         content = {
             "model": _describe(checkpoint, weights),
             "threshold": threshold,
             "results": {each.name: _details(each, threshold) for each in predictions},
             "skipped": skipped,
-            **({"unanswered": unanswered} if unanswered else {}),
+            **({"unanswered": left} if left else {}),
         }
         text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     else:

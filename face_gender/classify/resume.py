@@ -1,4 +1,8 @@
-"""Answers kept beside the output while more are to come, so that an interruption loses none."""
+"""Predictions kept in ``FILE.partial`` until all are made, so that an interruption loses none.
+
+The file is JSON Lines: a header that says what predicts, then a line for each picture with the
+state of its file, as ``{"name": "a.jpg", "stamp": [size, time], "scores": [0.98, 0.02]}``.
+"""
 
 from __future__ import annotations
 
@@ -7,161 +11,143 @@ import json
 import math
 import os
 import stat
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from face_gender.classify.results import Prediction, Result
 from face_gender.data.sources import Source
 from face_gender.errors import InputError
 from face_gender.files import remove_leftovers
 
-FORMAT = 1
-# What the file begins with, whichever format it has: nothing else is ever written over.
-_MARK = b'{"face_gender_journal": '
-
-Scores = tuple[float, ...]
-Stamp = tuple[int, int]
+FORMAT = 2
+_MARK = b'{"face_gender_'  # how every format of this file begins: nothing else is overwritten
 
 
-class Journal:
-    """``<output>.partial``: a line of JSON that says what answers, then a line for each batch.
-
-    A batch is kept whole or not at all, so that one that is answered after an interruption is the
-    batch that it would have been: the last digits of an answer may depend on its neighbours.
-    ``known`` holds the answers of an earlier run, the probabilities of a picture by its name.
-    """
-
-    def __init__(self, output: Path) -> None:
-        """Touch nothing. Raises InputError where the file could not be written, or is not ours."""
-        self.path = output.with_name(f"{output.name}.partial")
-        self.known: dict[str, Scores] = {}
-        self._origin: Mapping[str, Any] = {}
-        self._batches: deque[dict[str, Stamp]] = deque()
-        self._file: IO[bytes] | None = None
-        self._ending = b""  # of what the file holds and keeps
-        self._check_place()
-
-    def begin(self, origin: Mapping[str, Any]) -> None:
-        """Start anew: the first answers replace what the file holds.
-
-        ``origin``: plain data of JSON, what answers depend on besides the pictures.
-        """
-        self._origin = origin
-
-    def resume(
-        self, origin: Mapping[str, Any], source: Source, names: Iterable[str], classes: int
-    ) -> None:
-        """Fill ``known`` with the answers for those of ``names`` that are as they were then.
-
-        ``classes``: how many probabilities an answer has. Raises InputError where the file is of
-        another ``origin``; where there is none, this is `begin`.
-        """
-        self.begin(origin)
-        with suppress(FileNotFoundError), open(self.path, "rb") as file:
-            line = file.readline()
-            if not line.endswith(b"\n"):  # ended by force in its first moment
-                return
-            self._check_origin(line)
-            known: dict[str, Scores] = dict.fromkeys(names, ())
-            for line in file:
-                for name, stamp, scores in _answers(line, classes):
-                    if name in known and _stamp(source, name) == stamp:
-                        known[name] = scores
-            self.known = {name: scores for name, scores in known.items() if scores}
-            self._ending = line[-1:]
-
-    def unanswered(self, source: Source, batches: Iterable[Sequence[str]]) -> Iterator[list[str]]:
-        """Yield of each batch of names what is not ``known``, and note the state of these files."""
-        for batch in batches:
-            left = [name for name in batch if name not in self.known]
-            if left:
-                # Before they are read: what changes from now on is answered anew.
-                found = {name: _stamp(source, name) for name in left}
-                self._batches.append({name: each for name, each in found.items() if each})
-                yield left
-
-    def keep(self, answers: Iterable[tuple[str, Scores]]) -> None:
-        """Write the answers of the oldest batch of `unanswered` that was not kept yet.
-
-        They survive the end of the process, by whatever signal, once this returns. Raises
-        InputError where they cannot be written.
-        """
-        stamps = self._batches.popleft()
-        rows = [[name, stamps[name], scores] for name, scores in answers if name in stamps]
-        if not rows:
-            return
-        try:
-            self._write(_line(rows))
-        except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written ({error.strerror or error}): "
-                "free space there, then --resume goes on."
-            ) from error
-
-    def remove(self) -> None:
-        """Delete the file, and what killed runs left beside it, as the result is written."""
-        if self._file is not None:
-            self._file.close()
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        remove_leftovers(self.path.parent, glob.escape(self.path.stem))
-
-    def _write(self, line: bytes) -> None:
-        if self._file is None:
-            if not self._ending:
-                line = _line({"face_gender_journal": FORMAT, **self._origin}) + line
-            elif self._ending != b"\n":  # a line cut short, which the next must not continue
-                line = b"\n" + line
-            self._file = open(self.path, "ab" if self._ending else "wb", buffering=0)  # noqa: SIM115
-        while line:  # a disk that is nearly full takes a part
-            line = line[self._file.write(line) :]
-
-    def _check_place(self) -> None:
-        try:
-            mode = os.lstat(self.path).st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISREG(mode):
-            raise InputError(f"{self.path} is no regular file: remove it or name another --output.")
-        if not os.access(self.path, os.R_OK | os.W_OK):
-            raise InputError(f"{self.path} cannot be written (no permission): remove it.")
-        with open(self.path, "rb") as file:
-            start = file.read(len(_MARK))
-        if not _MARK.startswith(start):
-            raise InputError(
-                f"{self.path} is where unfinished answers go and holds something else: "
-                "move it away or name another --output."
-            )
-
-    def _check_origin(self, header: bytes) -> None:
-        found: Any = None
-        with suppress(ValueError):
-            found = json.loads(header)
-        for name, value in {"face_gender_journal": FORMAT, **self._origin}.items():
-            if not isinstance(found, dict) or found.get(name) != value:
-                what = "version" if name == "face_gender_journal" else name
+def partial_path(output: Path) -> Path:
+    """Return where unfinished results of ``output`` go, touching nothing. Raises InputError."""
+    path = output.with_name(f"{output.name}.partial")
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode) or not os.access(path, os.R_OK | os.W_OK):
+            raise InputError(f"{path} cannot be written: remove it or name another --output.")
+        with open(path, "rb") as file:
+            if not _MARK.startswith(file.read(len(_MARK))):
                 raise InputError(
-                    f"{self.path} was begun with different {what}: run without --resume."
+                    f"{path} is where unfinished results go and holds something else: "
+                    "move it away or name another --output."
                 )
+    return path
 
 
-def _line(content: Any) -> bytes:
-    # Names that are not UTF-8 hold lone surrogates.
-    return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+def read_partial(
+    path: Path, origin: Mapping[str, Any], source: Source, names: Iterable[str]
+) -> dict[str, Prediction]:
+    """Return, by name, the predictions for those of ``names`` that are as they were then.
+
+    ``origin``: what predicts, as plain data of JSON with ``classes``. Raises InputError where the
+    file was begun with another one.
+    """
+    known: dict[str, Prediction] = {}
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        header, wanted, classes = file.readline(), set(names), tuple(origin["classes"])
+        if header.endswith(b"\n"):  # else it was killed in its first moment
+            _check_header(path, header, origin)
+        for line in file:
+            with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged line
+                row = json.loads(line)
+                name, scores = row["name"], tuple(row["scores"])
+                valid = len(scores) == len(classes) and all(map(math.isfinite, scores))
+                if valid and name in wanted and _stamp(source, name) == row["stamp"]:
+                    known[name] = Prediction(name, classes, scores)
+    return known
 
 
-def _answers(line: bytes, classes: int) -> Iterator[tuple[str, Stamp, Scores]]:
-    """Yield name, stamp and probabilities of the pictures of a line, nothing of a damaged one."""
-    with suppress(ValueError, TypeError, RecursionError):
-        for name, (size, mark), scores in json.loads(line.decode("utf-8", "surrogatepass")):
-            numbers = all(type(score) is float and math.isfinite(score) for score in scores)
-            if type(name) is str and len(scores) == classes and numbers:
-                yield name, (size, mark), tuple(scores)
+def keep_results(
+    path: Path,
+    origin: Mapping[str, Any],
+    source: Source,
+    names: Iterable[str],
+    known: Mapping[str, Prediction],
+    classify: Callable[[Iterator[str]], Generator[Result, None, None]],
+) -> Generator[Result, None, None]:
+    """Yield what is ``known``, then what ``classify`` says of the other names, once it is kept.
+
+    A kept prediction survives the end of the process, by whatever signal. What the file holds is
+    replaced at the first prediction, or gone on with where ``known`` was read from it. Raises
+    InputError where it cannot be written.
+    """
+    yield from known.values()
+    stamps: dict[str, list[int] | None] = {}
+
+    def unknown() -> Iterator[str]:
+        for name in names:
+            if name not in known:
+                stamps[name] = _stamp(source, name)  # before it is read, or a change went unseen
+                yield name
+
+    results = classify(unknown())
+    # The line end is for a last line that was cut short.
+    mode, start = ("ab", b"\n") if known else ("wb", _line(_header(origin)))
+    with ExitStack() as opened:
+        file: IO[bytes] | None = None
+        for result in results:
+            stamp = stamps.pop(result.name)
+            try:
+                if isinstance(result, Prediction) and stamp:
+                    row = {"name": result.name, "stamp": stamp, "scores": result.scores}
+                    with _as_input_error(path):
+                        if file is None:
+                            file = opened.enter_context(open(path, mode, buffering=0))
+                        _write(file, start + _line(row))
+                    start = b""
+                yield result
+            except KeyboardInterrupt as error:
+                results.throw(error)  # which then does not wait for its threads
 
 
-def _stamp(source: Source, name: str) -> Stamp | None:
+def remove_partial(path: Path) -> None:
+    """Remove the file, and what killed runs left beside it, once all is in the output."""
     with suppress(OSError):
-        return source.stamp(name)
+        path.unlink(missing_ok=True)
+    remove_leftovers(path.parent, glob.escape(path.stem))
+
+
+def _write(file: IO[bytes], line: bytes) -> None:
+    while line:  # a disk that is nearly full takes a part
+        line = line[file.write(line) :]
+
+
+@contextmanager
+def _as_input_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): "
+            "free space there, then --resume goes on."
+        ) from error
+
+
+def _header(origin: Mapping[str, Any]) -> dict[str, Any]:
+    return {"face_gender_partial": FORMAT, **origin}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode("ascii") + b"\n"  # a name that is not UTF-8 stands escaped
+
+
+def _check_header(path: Path, line: bytes, origin: Mapping[str, Any]) -> None:
+    found: Any = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(line)
+    for key, value in _header(origin).items():
+        if not isinstance(found, dict) or found.get(key) != value:
+            what = "version" if key == "face_gender_partial" else key
+            raise InputError(f"{path} was begun with different {what}: run without --resume.")
+
+
+def _stamp(source: Source, name: str) -> list[int] | None:
+    with suppress(OSError):
+        return list(source.stamp(name))
     return None

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from face_gender.console import print_stderr, run_command
+from face_gender.console import print_stderr, run_command, usage_name, without_library_messages
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> argparse.Namespace:
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
+        prog=usage_name(name),
         description="Index the pictures in male/ and female/ and split them once into train, "
         "val and test.",
         epilog="exit codes: 0 written, 1 could not run, 2 usage",
@@ -50,10 +51,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None, name: str = "face_gender.data") -> int:
     """Run the command and return its exit code."""
-    options = parse(arguments)
+    options = parse(arguments, name)
     return run_command(name, lambda: run(options))
 
 
+@without_library_messages()
 def run(options: argparse.Namespace) -> None:
     """Write the index and say what is in it and what was left out."""
     # Imported late: --help and mistakes answer without pandas.

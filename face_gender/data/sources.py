@@ -13,6 +13,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -38,6 +39,7 @@ class FolderSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.unlisted: list[tuple[str, str]] = []
+        self.passed_over: Counter[str] = Counter()
 
     def names(self, recursive: bool = True) -> Iterator[str]:
         """Yield the relative POSIX path of every file outside hidden folders, in no set order.
@@ -101,6 +103,7 @@ class ArchiveSource:
     def __init__(self, path: Path, top: str = "") -> None:
         self.path = path
         self.top = top
+        self.passed_over: Counter[str] = Counter()
         self._reset()
         names, self._table = _read_directory(path) or self._directory_by_zipfile()
         self.unlisted = [
@@ -297,7 +300,51 @@ class Reader(Protocol):
         """Return the bytes of one file. Raises OSError. Called from several threads."""
 
 
-Source = FolderSource | ArchiveSource
+class FileSource:
+    """Pictures that were named one by one, and those of folders and archives named beside them.
+
+    A picture is named by its file's name, one of a folder as in that folder; where two names are
+    equal, both are the paths as they were given.
+    """
+
+    def __init__(self, paths: Sequence[Path], recursive: bool = False) -> None:
+        self.path = paths[0].parent
+        self.passed_over: Counter[str] = Counter()
+        self.unlisted: list[tuple[str, str]] = []
+        found: list[tuple[str, str, Source | None, str]] = []
+        for path in dict.fromkeys(paths):
+            if _is_picture(path):
+                found.append((path.name, path.as_posix(), None, str(path)))
+                continue
+            source, names = find_images(path, recursive)
+            found += [(name, (path / name).as_posix(), source, name) for name in names]
+            self.unlisted += source.unlisted
+            self.passed_over += source.passed_over
+        counts = Counter(name for name, *_ in found)
+        self._places = {
+            name if counts[name] == 1 else whole: (source, inner)
+            for name, whole, source, inner in found
+        }
+
+    def names(self, recursive: bool = True) -> Iterator[str]:
+        """Yield the name of every picture, in the order in which they were given."""
+        return iter(self._places)
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one picture. Raises OSError."""
+        source, inner = self._places[name]
+        return source.read(inner) if source else read_file(inner)
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Return what differs where the picture does. Raises OSError."""
+        source, inner = self._places[name]
+        if source:
+            return source.stamp(inner)
+        status = os.stat(inner)
+        return status.st_size, status.st_mtime_ns
+
+
+Source = FolderSource | ArchiveSource | FileSource
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -336,12 +383,23 @@ def image_names(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if has_image_suffix(name) and not is_hidden(name))
 
 
-def find_images(path: str | os.PathLike[str], recursive: bool = False) -> tuple[Source, list[str]]:
-    """Return a folder or archive and the sorted names of the pictures in it.
+def _is_picture(path: Path) -> bool:
+    return path.is_file() and has_image_suffix(path.name)
 
-    Raises InputError where there are none.
+
+def find_images(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], recursive: bool = False
+) -> tuple[Source, list[str]]:
+    """Return where the pictures of a folder or archive are read, and their sorted names.
+
+    ``paths``: one folder, archive or picture, or several. Raises InputError where one has none.
     """
-    source = open_source(path)
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if len(given) > 1 or _is_picture(Path(given[0])):
+        files = FileSource([Path(each) for each in given], recursive)
+        return files, sorted(files.names())
+    path = Path(given[0])
+    source: Source = open_source(path)
     names = image_names(source.names(recursive))
     if not names and not recursive:
         every = image_names(source.names())

@@ -19,6 +19,7 @@ from face_gender.console import (
     positive,
     print_stderr,
     run_command,
+    usage_name,
 )
 from face_gender.data.sources import FolderSource, Source
 from face_gender.errors import InputError, printable
@@ -41,10 +42,10 @@ _FIGURES = ("confusion_matrix.png", "reliability.png", "coverage.png", "mistakes
 _ROBUSTNESS = "robustness.png"
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namespace:
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_NAME}",
+        prog=usage_name(name),
         description="Say what a model is worth on the pictures of an index, with intervals, "
         "tables and figures.",
         epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
@@ -91,11 +92,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
     """Run the command and return its exit code."""
-    options = parse(arguments)
+    options = parse(arguments, name)
     sentence = "interrupted before all was written: give the command again."
-    return run_command(_NAME, lambda: run(options), sentence)
+    return run_command(name, lambda: run(options), sentence)
 
 
 def run(options: argparse.Namespace) -> None:

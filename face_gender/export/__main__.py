@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from face_gender import RECIPE_NAMES
 from face_gender.classify.engines import Precision, check_libraries, describe, graph_path
-from face_gender.console import print_stderr, run_command
+from face_gender.console import print_stderr, run_command, usage_name
 from face_gender.data.sources import Source, find_images
 from face_gender.errors import InputError
 from face_gender.files import check_output, write_atomically
@@ -34,10 +34,10 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _CALIBRATION_BATCH = 10
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namespace:
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_NAME}",
+        prog=usage_name(name),
         description="Write the net of a .pth as .onnx, which process.py can run by OpenVINO.",
         epilog="exit codes: 0 written, 1 could not run, 2 usage",
     )
@@ -65,10 +65,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
     """Run the command and return its exit code."""
-    options = parse(arguments)
-    return run_command(_NAME, lambda: run(options))
+    options = parse(arguments, name)
+    return run_command(name, lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:

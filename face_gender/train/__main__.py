@@ -20,6 +20,7 @@ from face_gender.console import (
     positive,
     raise_on_first_signal,
     run_command,
+    usage_name,
 )
 from face_gender.errors import InputError
 
@@ -36,10 +37,10 @@ _NAME = "face_gender.train"
 _CHANGES = ("epochs", "batch_size", "learning_rate", "init")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namespace:
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_NAME}",
+        prog=usage_name(name),
         description="Train a recipe on the pictures of an index, as the notebook does. "
         "torchrun starts it in several processes.",
         epilog="exit codes: 0 trained, 1 could not run, 2 usage, 130 or 143 interrupted",
@@ -84,11 +85,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
     """Run the command and return its exit code."""
-    options = parse(arguments)
+    options = parse(arguments, name)
     rank = int(os.environ.get("RANK", "0"))
-    name = f"{_NAME} (process {rank})" if rank else _NAME
+    name = f"{name} (process {rank})" if rank else name
     sentence = "interrupted; what is complete is kept, and --resume goes on from it."
     return run_command(name, lambda: run(options), sentence)
 

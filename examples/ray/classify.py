@@ -1,0 +1,235 @@
+"""Classify more pictures than one machine holds: python -m examples.ray.classify INPUT OUTPUT
+
+Ray Data hands the names out, replaces workers that are lost and writes the parquet files. A run
+that is given again goes on with the pictures whose paths are not in OUTPUT yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from face_gender.classify.weights import find_weights
+from face_gender.console import not_empty, positive, print_stderr, probability, run_command
+from face_gender.errors import InputError, first_line
+from face_gender.files import MAX_BYTES, has_image_suffix
+
+try:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    from pyarrow.fs import FileSelector, FileSystem, FileType
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is missing: pip install -r requirements-scale.txt.")
+if TYPE_CHECKING:
+    import ray.data
+
+NAME = "examples.ray.classify"
+BLOCK = 1000  # pictures that a worker takes at a time, and of one output file
+
+
+class FaceClassifier:
+    """Adds predictions to rows with a column ``path`` or ``bytes``, for Ray's ``map_batches``.
+
+    The net is loaded once in each worker, which must be able to read ``weights`` (None: as
+    `face_gender.load` chooses). ``filesystem`` is where paths are read.
+    """
+
+    def __init__(
+        self,
+        weights: Path | None,
+        filesystem: FileSystem,
+        threshold: float = 0.0,
+        device: str = "cpu",
+        threads: int = 4,
+    ) -> None:
+        from face_gender.classify.classifier import load_classifier
+
+        self.net = load_classifier(find_weights(weights), device=device)
+        self.filesystem, self.threshold, self.threads = filesystem, threshold, threads
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return ``path, label, confidence``, a column for each class, and ``error``."""
+        from face_gender.classify.classifier import classify
+        from face_gender.classify.results import Prediction
+
+        rows = [str(row) for row in range(len(batch))]
+        columns = {"path": batch["path"], "label": [], "confidence": []}
+        classes = self.net.checkpoint.classes
+        columns |= {name: [] for name in (*classes, "error")}
+        for result in classify(self.net, Rows(batch, self.filesystem), rows, workers=self.threads):
+            found = isinstance(result, Prediction)
+            columns["label"].append(result.label(self.threshold) if found else None)
+            columns["confidence"].append(result.confidence if found else None)
+            columns["error"].append(None if found else result.reason)
+            for name in classes:
+                columns[name].append(result.probabilities[name] if found else None)
+        text, number = pa.string(), pa.float32()
+        types = [("path", text), ("label", text), ("confidence", number)]
+        types += [*((name, number) for name in classes), ("error", text)]
+        return pa.table(columns, pa.schema(types))
+
+
+class Rows:
+    """What `classify` reads from: the pictures of a batch by the number of their row."""
+
+    def __init__(self, batch: pa.Table, filesystem: FileSystem) -> None:
+        self.column = batch["bytes" if "bytes" in batch.column_names else "path"]
+        self.filesystem = filesystem
+
+    def read(self, row: str) -> bytes:
+        """Return the bytes of one picture. Raises OSError."""
+        cell = self.column[int(row)].as_py()
+        if isinstance(cell, bytes):
+            return cell
+        try:
+            with self.filesystem.open_input_file(cell) as file:
+                if file.size() > MAX_BYTES:
+                    raise OSError("too large for a picture")
+                data: bytes = file.read()
+                return data
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise OSError(first_line(error)) from error
+
+
+def located(text: str) -> tuple[FileSystem, str]:
+    """Return the file system of a path or URI, and its name there. Raises InputError."""
+    try:
+        filesystem, path = FileSystem.from_uri(text if "://" in text else os.path.abspath(text))
+        return filesystem, path
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{text} cannot be opened ({first_line(error)}): check it.") from error
+
+
+def files_in(text: str, ending: str = "") -> tuple[FileSystem, list[str]]:
+    """Return the visible files in a folder that is named so, and those in its subfolders."""
+    filesystem, path = located(text)
+    if filesystem.get_file_info(path).type == FileType.File:
+        return filesystem, [path]
+    found = filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+    visible = [each.path for each in found if each.is_file and "/." not in each.path[len(path) :]]
+    return filesystem, sorted(name for name in visible if name.endswith(ending))
+
+
+def pictures(text: str) -> tuple[FileSystem, ray.data.Dataset]:
+    """Return a data set with a column ``path``: of parquet files, which may have ``bytes`` too, or
+    of the pictures in a folder. Raises InputError where there are none."""
+    import ray.data
+
+    filesystem, names = files_in(text)
+    if tables := [name for name in names if name.endswith(".parquet")]:
+        rows = ray.data.read_parquet(tables, filesystem=filesystem)
+        if "path" not in rows.columns():
+            raise InputError(f"{tables[0]} has no column path: rename or add one.")
+        return filesystem, rows
+    names = [name for name in names if has_image_suffix(name)]
+    if not names:
+        raise InputError(f"{text} holds no pictures and no .parquet: give a folder that does.")
+    blocks = [pa.table({"path": names[i : i + BLOCK]}) for i in range(0, len(names), BLOCK)]
+    return filesystem, ray.data.from_arrow(blocks)
+
+
+def paths_done(output: str) -> pa.Array:
+    """Return the paths that OUTPUT holds. Raises InputError for a file that is cut short."""
+    filesystem, names = files_in(output, ".parquet")
+    done: list[pa.Array] = []
+    for name in names:
+        try:
+            table = pq.read_table(name, columns=["path"], filesystem=filesystem)
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"{name} is not whole, as a run that is killed may leave it: remove it, then the "
+                "same command goes on."
+            ) from error
+        done += table["path"].cast(pa.string()).chunks
+    return pa.chunked_array(done, pa.string()).combine_chunks()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Classify what is not in OUTPUT yet. Raises InputError for all that goes wrong."""
+    if options.weights:
+        options.weights = find_weights(options.weights).absolute()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+    import ray  # here: it takes seconds
+
+    try:
+        ray.init(
+            options.address,
+            ignore_reinit_error=True,
+            log_to_driver=False,
+            include_dashboard=None if options.address else False,
+        )
+    except Exception as error:  # Ray's own is a plain one
+        raise InputError(
+            f"no Ray cluster at {options.address or 'this machine'} ({first_line(error)}): start "
+            "one with 'ray start --head', or check --address."
+        ) from error
+    try:
+        classify_missing(options)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error.__cause__ or error
+        raise InputError(
+            f"a worker failed ({first_line(cause)}): the same command goes on with what is missing."
+        ) from error
+
+
+def classify_missing(options: argparse.Namespace) -> None:
+    """Write the predictions for the pictures of INPUT whose paths are not in OUTPUT."""
+    filesystem, rows = pictures(options.input)
+    done = paths_done(options.output)
+    print_stderr(f"{options.output}: {len(done):,} pictures are there already")
+    rows = rows.map_batches(
+        lambda batch: batch.filter(pc.invert(pc.is_in(batch["path"], value_set=done))),
+        batch_format="pyarrow",
+        batch_size=None,
+    )
+    rows = rows.map_batches(
+        FaceClassifier,
+        fn_constructor_args=(options.weights, filesystem, options.threshold),
+        fn_constructor_kwargs={"device": "cuda" if options.gpus else "cpu"},
+        batch_format="pyarrow",
+        batch_size=256,
+        # From one worker on: one that waits for a machine that is gone must not hold up the rest.
+        concurrency=(1, options.workers),
+        num_gpus=options.gpus,
+    )
+    target, path = located(options.output)
+    rows.write_parquet(path, filesystem=target)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; a mistake ends the program with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {NAME}",
+        description="Label face pictures on the machines of a Ray cluster, into parquet files.",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 interrupted: the same command "
+        "goes on with what is missing",
+    )
+    add = parser.add_argument
+    text = {
+        "type": not_empty,
+        "help": "a path that all machines have, or a URI: s3://bucket/folder",
+    }
+    add("input", metavar="INPUT", **text)
+    add("output", metavar="OUTPUT", **text)
+    add("--weights", type=Path, metavar="PTH", help="a checkpoint that all machines have")
+    add("--address", help="of a Ray cluster (default: this machine alone)")
+    add("--workers", type=positive, default=1, metavar="N", help="at most so many (default: 1)")
+    add("--gpus", type=float, default=0, metavar="N", help="of each worker (default: 0)")
+    add("--threshold", type=probability, default=0.0, metavar="P", help="below is 'uncertain'")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parse(arguments)
+    sentence = "interrupted; the same command goes on with what is missing."
+    return run_command(NAME, lambda: run(options), sentence)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
