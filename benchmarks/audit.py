@@ -4,21 +4,19 @@ python -m benchmarks.audit growth [--pictures 10000 20000 50000 100000]
 python -m benchmarks.audit scale WORK [--pictures 100000]
 
 ``growth`` searches generated fingerprints for near-duplicates and states how the number of
-comparisons grows, beside that of comparing all with all. ``scale`` writes generated JPEGs of about
-20 KB into WORK, audits them with embeddings that are drawn instead of calculated, of the shape that
-the kit's two nets give, and states seconds by stage and the peak of memory.
+comparisons grows, beside that of comparing all with all. ``scale`` audits the JPEGs of about 20 KB
+that benchmarks.growth writes into WORK, with embeddings that are drawn instead of calculated, and
+states seconds by stage and the peak of memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import platform
 import resource
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
-from face_gender.audit import duplicates, run
+from benchmarks.growth import data_in
+from face_gender.audit import duplicates, embeddings
+from face_gender.audit.run import audit
 from face_gender.audit.stages import Arrays, Stages
 from face_gender.files import cpu_count
 
@@ -102,33 +101,9 @@ def run_growth(options: argparse.Namespace) -> None:
         before = (count, work)
 
 
-def write_pictures(job: tuple[Path, int, int]) -> None:
-    """Write the JPEGs ``start`` to ``stop`` of a data set, in both class folders."""
-    folder, start, stop = job
-    rng = np.random.default_rng(start)
-    bank = fields(rng, 48, 320)
-    for i in range(start, stop):
-        a, b, c = rng.choice(len(bank), 3, replace=False)
-        x, y = rng.integers(0, 80, 2)
-        grey = 0.6 * bank[a, y : y + 240, x : x + 180] + 0.4 * bank[b, x : x + 240, y : y + 180]
-        tint = bank[c, x : x + 240, y : y + 180]
-        pixels = np.stack([grey, 0.8 * grey + 0.2 * tint, 0.7 * grey + 0.3 * tint], axis=2)
-        pixels = np.clip(255 * pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        label = ("male", "female")[i % 2]
-        (folder / label / f"{i:06d}.jpg").write_bytes(buffer.getvalue())
-
-
 def run_scale(options: argparse.Namespace) -> None:
     """Print seconds by stage of an audit, and the peak of resident memory."""
-    data, count = options.work / "data", options.pictures
-    for label in ("male", "female"):
-        (data / label).mkdir(parents=True, exist_ok=True)
-    jobs = [(data, i, min(i + 1_000, count)) for i in range(0, count, 1_000)]
-    missing = [job for job in jobs if not (data / "female" / f"{job[2] - 1:06d}.jpg").exists()]
-    with ProcessPoolExecutor(cpu_count()) as pool:
-        list(pool.map(write_pictures, missing))
+    data, count = data_in(options.work, options.pictures)["folder"], options.pictures
     seconds: dict[str, float] = {}
     get = Stages.get
 
@@ -145,9 +120,9 @@ def run_scale(options: argparse.Namespace) -> None:
         return {"early": rng.normal(size=(len(table), 1024)).astype(np.float16), "final": final}
 
     Stages.get = timed  # type: ignore[method-assign]
-    run.embeddings.embed_all = drawn  # type: ignore[assignment]
+    embeddings.embed_all = drawn  # type: ignore[assignment]
     started = time.perf_counter()
-    report = run.audit(data, options.work / "audit", apply=True)
+    report = audit(data, options.work / "audit", apply=True)
     total = time.perf_counter() - started
     seconds["judging and writing"] = total - sum(seconds.values())
     print(report.summary())

@@ -1,6 +1,6 @@
 """How fast a folder is labelled, beside what the machine allows and beside the usual ways.
 
-python -m benchmarks.classification [--data FOLDER] [--weights PTH | --arch resnet18 --size 224]
+python -m benchmarks.classification [--data FOLDER] [--weights PTH | --size 224]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.common import alternate, machine, medians, pictures, rate, share_of_roofline
+from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
 from benchmarks.decoding import UsualDataset, bare_decoding, pillow_pipeline
 from face_gender.classify.classifier import Classifier, classify, load_classifier
 from face_gender.classify.results import Prediction
@@ -31,13 +31,10 @@ COMPARED = 2_000  # pictures that are answered in float32 too
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JPEG files (default: generated)")
+    parser = options_of(__doc__, pictures=5_000, repetitions=5)
     parser.add_argument("--weights", type=Path, help="a checkpoint (default: random weights)")
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--pictures", type=int, default=5_000)
     parser.add_argument("--slow-pictures", type=int, default=300, help="for the slow ways")
-    parser.add_argument("--repetitions", type=int, default=5)
     return parser.parse_args()
 
 
@@ -184,9 +181,6 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     print("| way | images/s | process.py is faster by |\n|---|---|---|")
     for name, value in {**speed, "bound of the two alone": bound}.items():
         print(f"| {name} | {value:,.1f} | {own / value:.2f} |")
-    shape = (3, preprocessing.height, preprocessing.width)
-    plain, _ = load_checkpoint(weights).build()
-    print(share_of_roofline(plain, shape, own, net.device, net.dtype))
     print(compare_precision(net, full, paths[:COMPARED]))
 
 

@@ -1,7 +1,8 @@
-"""What the benchmarks share: the machine in words, paired repetitions, generated pictures."""
+"""What the benchmarks share: options, the machine in words, paired repetitions, pictures."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
@@ -15,10 +16,18 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from face_gender.devices import mixed_precision
 from face_gender.files import cpu_count
+
+
+def options_of(doc: str, pictures: int, repetitions: int) -> argparse.ArgumentParser:
+    """Return a parser that knows what most benchmarks take."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of JPEG files (default: generated)")
+    parser.add_argument("--pictures", type=int, default=pictures)
+    parser.add_argument("--repetitions", type=int, default=repetitions)
+    return parser
 
 
 def machine() -> str:
@@ -44,6 +53,11 @@ def rate(count: int, work: Callable[[], object]) -> float:
     return count / (time.perf_counter() - started)
 
 
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long the work takes."""
+    return 1 / rate(1, work)
+
+
 def alternate(ways: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
     """Measure each way in turn, so that a machine that slows down slows all of them."""
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -56,50 +70,6 @@ def alternate(ways: Mapping[str, Callable[[], float]], repetitions: int) -> dict
 def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the median of each way."""
     return {name: statistics.median(values) for name, values in found.items()}
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 4096) -> float:
-    """Return the floating-point operations a second of a large product of matrices."""
-    side = side if device.type == "cuda" else side // 4
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return _best(lambda: a @ b, 2 * side**3, device)
-
-
-def copy_rate(device: torch.device, size: int = 2**28) -> float:
-    """Return the bytes a second that a large copy in the device's memory reads and writes."""
-    a = torch.zeros(size, dtype=torch.uint8, device=device)
-    b = torch.zeros_like(a)
-    return _best(lambda: b.copy_(a), 2 * size, device)
-
-
-def _best(work: Callable[[], object], amount: float, device: torch.device) -> float:
-    def timed() -> None:
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    timed()
-    return max(rate(1, timed) for _ in range(5)) * amount
-
-
-def share_of_roofline(
-    model: torch.nn.Module, shape: tuple[int, ...], speed: float, device: torch.device,
-    dtype: torch.dtype, passes: int = 1,
-) -> str:  # fmt: skip
-    """Say which share of the measured matrix rate ``speed`` images a second use.
-
-    ``shape``: of one picture's input; ``passes``: 1 forward, 3 with the gradients. The copy rate
-    says how many times an image's input and output of each layer could be moved in that time.
-    """
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model.to("meta")(torch.zeros(1, *shape, dtype=next(model.parameters()).dtype))
-    operations = counter.get_total_flops() * passes
-    peak, copies = matrix_rate(device, dtype), copy_rate(device)
-    return (
-        f"{operations / 1e9:.2f} GFLOP a picture, measured {peak / 1e12:.2f} TFLOP/s (matrices), "
-        f"{copies / 1e9:.0f} GB/s (copies): {speed * operations / peak:.0%} of the matrix rate, "
-        f"{copies / speed / 2**20:,.0f} MiB could be moved for each picture"
-    )
 
 
 def generate(folder: Path, count: int, side: int = 200, quality: int = 90) -> list[Path]:

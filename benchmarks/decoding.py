@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from benchmarks.common import alternate, machine, medians, pictures, rate
+from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
 from face_gender.data.dataset import FaceDataset, make_loader, to_input
 from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
@@ -34,12 +34,9 @@ BATCH = 64
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JPEG files (default: generated)")
+    parser = options_of(__doc__, pictures=4_000, repetitions=5)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--pictures", type=int, default=4_000)
     parser.add_argument("--usual-pictures", type=int, default=1_000, help="for the usual ways")
-    parser.add_argument("--repetitions", type=int, default=5)
     return parser.parse_args()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import alternate, machine, medians, pictures, rate
+from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
 from face_gender.classify.classifier import Classifier, load_classifier
 from face_gender.classify.engines import OpenVino, graph_path
 from face_gender.data.images import load_pixels
@@ -34,13 +34,10 @@ Way = Callable[[Tensor], Tensor]
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of JPEG files to label")
+    parser = options_of(__doc__, pictures=4_000, repetitions=7)
     parser.add_argument("--weights", type=Path, required=True, help="a checkpoint")
     parser.add_argument("--calibrate", type=Path, required=True, help="folder of other pictures")
-    parser.add_argument("--pictures", type=int, default=4_000)
     parser.add_argument("--timed", type=int, default=320, help="of them, in a repetition")
-    parser.add_argument("--repetitions", type=int, default=7)
     return parser.parse_args()
 
 

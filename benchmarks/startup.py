@@ -9,14 +9,20 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import alternate, generate, machine, medians
+from benchmarks.common import alternate, generate, machine, medians, seconds
 
-IMPORTS = ("torch", "torch, torchvision", "numpy", "pandas", "PIL.Image", "face_gender.inference")
+IMPORTS = (
+    "torch",
+    "torch, torchvision",
+    "numpy",
+    "pandas",
+    "PIL.Image",
+    "face_gender.classify.classifier",
+)
 
 
 def parse() -> argparse.Namespace:
@@ -26,11 +32,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def seconds(*arguments: str) -> float:
-    """Return how long a Python process takes."""
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
-    return time.perf_counter() - started
+def python(*arguments: str) -> float:
+    """Return the seconds that a Python process takes."""
+    command = [sys.executable, *arguments]
+    return seconds(lambda: subprocess.run(command, capture_output=True, check=False))
 
 
 def main() -> None:
@@ -48,7 +53,7 @@ def main() -> None:
             **{f"import {each}": ("-c", f"import {each}") for each in IMPORTS},
         }
         ways: dict[str, Callable[[], float]] = {
-            name: partial(seconds, *arguments) for name, arguments in commands.items()
+            name: partial(python, *arguments) for name, arguments in commands.items()
         }
         alternate(ways, 1)  # files into the system's cache
         found = medians(alternate(ways, options.repetitions))

@@ -13,9 +13,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from face_gender.train.optim import loss_of
+from face_gender.train.run import Run
 from torch.utils.data import DataLoader
 
-from benchmarks.common import alternate, machine, medians, pictures, rate, share_of_roofline
+from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
 from benchmarks.decoding import UsualDataset, bare_decoding, float_pipeline
 from face_gender.data.dataset import Batch, FaceLoader
 from face_gender.data.index import Index
@@ -25,21 +27,16 @@ from face_gender.files import cpu_count
 from face_gender.model.architectures import build_model
 from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train.loop import train_epoch
-from face_gender.train.optim import loss_of
-from face_gender.train.run import Run
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JPEG files (default: generated)")
+    parser = options_of(__doc__, pictures=1_000, repetitions=3)
     parser.add_argument("--recipe", default="resnet18")
     parser.add_argument("--init", help="none, imagenet or a .pth (default: the recipe's, or none)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--pictures", type=int, default=1_000)
     parser.add_argument("--plain-pictures", type=int, default=200, help="for the plain loop")
-    parser.add_argument("--repetitions", type=int, default=3)
     return parser.parse_args()
 
 
@@ -140,11 +137,6 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     alternate(ways, 1)  # memory is taken, kernels are compiled
     found = alternate(ways, options.repetitions)
     report(medians(found))
-    speed = medians(found)["an epoch"]
-    shape = (3, recipe.preprocessing.height, recipe.preprocessing.width)
-    dtype = run.step.precision or torch.float32
-    net = build_model(recipe.arch)
-    print(share_of_roofline(net, shape, speed, run.device, dtype, passes=3))
 
 
 def report(speed: dict[str, float]) -> None:

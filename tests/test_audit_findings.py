@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,17 @@ from PIL import Image, ImageFilter
 from sentences import sentence
 
 from face_gender import CLASSES
-from face_gender.audit.duplicates import SIDE, Pairs
+from face_gender.audit.duplicates import SIDE, Pairs, group_copies
 from face_gender.audit.embeddings import (
     embed_all,
     fold_of,
-    mean_answer,
-    not_seen,
+    hash_weights,
     out_of_fold,
+    seen_by,
     train_fold,
 )
 from face_gender.audit.findings import COLUMNS, ISSUES, Judged, clean
-from face_gender.audit.labels import suspects
+from face_gender.audit.labels import label_scores
 from face_gender.audit.outliers import outlier_scores
 from face_gender.audit.pictures import BLURRED, QUALITY_ISSUES, blur_effect, measure_all
 from face_gender.audit.stages import Stages, key_of
@@ -78,22 +79,15 @@ def test_a_stage_of_another_key_is_made_again_and_replaces_the_file(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 0.9])
-def test_a_damaged_file_is_made_again(tmp_path: Path, share: float) -> None:
-    stages, make = Stages(tmp_path), Maker(a=np.arange(1000))
-    stages.get("some", "key", make)
-    content = (tmp_path / "some.npz").read_bytes()
-    (tmp_path / "some.npz").write_bytes(content[: int(len(content) * share)])
-    assert stages.get("some", "key", make)["a"].tolist() == list(range(1000))
-    assert make.calls == 2
-
-
-def test_flipped_bytes_are_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
     stages, make = Stages(tmp_path), Maker(a=np.arange(1000))
     stages.get("some", "key", make)
     content = bytearray((tmp_path / "some.npz").read_bytes())
-    content[len(content) // 2] ^= 255
-    (tmp_path / "some.npz").write_bytes(content)
+    middle = len(content) // 2
+    content[middle] ^= 255
+    kept = {"empty": 0, "cut": middle, "changed": len(content)}[damage]
+    (tmp_path / "some.npz").write_bytes(content[:kept])
     assert stages.get("some", "key", make)["a"].tolist() == list(range(1000))
     assert make.calls == 2
 
@@ -257,9 +251,14 @@ def judged(
         np.array(labels, dtype=np.int64),
         values,
         pairs,
-        values.pop("suspicion", none).astype(np.float32),
-        values.pop("strangeness", none).astype(np.float32),
+        values.pop("label_scores", none).astype(np.float32),
+        values.pop("outlier_scores", none).astype(np.float32),
+        values.pop("faces", np.full(n, -1)),
     )
+
+
+def groups_of(found: Judged, known: Sequence[str] = ()) -> list[str]:
+    return group_copies(found.paths, found.measured["sha256"].tolist(), found.pairs, known)
 
 
 def rows_of(found: Judged) -> list[tuple[str, str, str]]:
@@ -360,7 +359,7 @@ def graphs(draw: st.DrawFn) -> Judged:
 def test_of_every_set_of_copies_just_one_stays(found: Judged) -> None:
     table = found.findings()
     dropped = set(table["path"])
-    groups = pd.Series(found.groups(), index=list(found.paths))
+    groups = pd.Series(groups_of(found), index=list(found.paths))
     left = groups[~groups.index.isin(dropped)]
     assert set(left) == set(groups)
     # What a finding names as the reason is in the same group.
@@ -371,7 +370,7 @@ def test_of_every_set_of_copies_just_one_stays(found: Judged) -> None:
 @given(graphs(), st.randoms())
 @settings(deadline=None, max_examples=60)
 def test_groups_are_what_copies_connect(found: Judged, random: object) -> None:
-    groups = found.groups()
+    groups = groups_of(found)
     hashes = found.measured["sha256"].tolist()
     for a, b in zip(found.pairs.first.tolist(), found.pairs.second.tolist(), strict=True):
         assert groups[a] == groups[b]
@@ -387,7 +386,7 @@ def test_groups_join_across_labels_and_leave_others_alone() -> None:
         near=[(0, 1, 0.97), (1, 3, 0.97)],
         sha256=["a", "b", "c", "d", "c"],
     )
-    groups = found.groups()
+    groups = groups_of(found)
     assert groups[0] == groups[1] == groups[3]
     assert groups[2] == groups[4] != groups[0]
 
@@ -395,23 +394,26 @@ def test_groups_join_across_labels_and_leave_others_alone() -> None:
 def test_groups_are_numbered_by_name_whatever_the_order_of_rows() -> None:
     found = judged([MALE] * 4, ["a", "b", "c", "d"], [(1, 2, 0.97)], sha256=["x", "y", "z", "x"])
     turned = judged([MALE] * 4, ["d", "c", "b", "a"], [(1, 2, 0.97)], sha256=["x", "z", "y", "x"])
-    assert found.groups() == ["000000", "000001", "000001", "000000"]
-    assert turned.groups() == found.groups()[::-1]
+    assert groups_of(found) == ["000000", "000001", "000001", "000000"]
+    assert groups_of(turned) == groups_of(found)[::-1]
 
 
-def test_files_without_bytes_are_no_group() -> None:
-    found = judged([MALE] * 3, sha256=["", "", ""], reason=["gone"] * 3)
-    assert len(set(found.groups())) == 3
+def test_files_without_bytes_are_no_group_and_known_groups_join() -> None:
+    found = judged([MALE] * 5, sha256=["", "", "", "a", "b"])
+    assert groups_of(found) == [f"{i:06d}" for i in range(5)]
+    joined = groups_of(found, ["", "anna", "boris", "anna", ""])
+    assert joined == ["000000", "000001", "000002", "000001", "000004"]
+    assert group_copies([], [], found.pairs) == []
 
 
 def test_the_worst_comes_first() -> None:
     found = judged(
         [MALE, FEMALE, MALE, FEMALE, MALE, MALE],
         near=[(4, 5, 0.97)],
-        suspicion=[0.99, 0.6, 0, 0, 0, 0],
+        label_scores=[0.99, 0.6, 0, 0, 0, 0],
         outlier_scores=[0, 0.6, 1, 0, 0, 0],
         dark=[0, 0, 0, 0.6, 0, 0],
-        reason=["", "", "", "", "", ""],
+        faces=[-1, 1, 0, 2, 1, 1],
     )
     table = found.findings()
     assert table["score"].is_monotonic_decreasing
@@ -422,12 +424,15 @@ def test_the_worst_comes_first() -> None:
         "not_a_face",
         "label",
         "dark",
+        "no_face_found",
+        "several_faces",
     ]
+    assert "one of 2 faces" in table["suggestion"].iloc[-1]
     assert set(table["issue"]) <= set(ISSUES)
 
 
 def test_a_label_finding_says_what_the_picture_looks_like() -> None:
-    table = judged([MALE, FEMALE], suspicion=[0.9, 0.8]).findings()
+    table = judged([MALE, FEMALE], label_scores=[0.9, 0.8]).findings()
     assert table["looks_like"].tolist() == ["female", "male"]
     assert table["label"].tolist() == ["male", "female"]
     assert "female" in table["suggestion"].iloc[0]
@@ -497,13 +502,12 @@ def blobs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def test_the_label_of_a_picture_has_no_say_in_its_own_answer() -> None:
     features, labels, folds = blobs(60)
-    every = np.ones(60, dtype=bool)
-    answers = out_of_fold(features, labels, folds, every)
+    answers = out_of_fold(features, labels, folds)
     assert np.isfinite(answers).all()
     for row in range(0, 60, 7):
         flipped = labels.copy()
         flipped[row] = 1 - flipped[row]
-        others = out_of_fold(features, flipped, folds, every)
+        others = out_of_fold(features, flipped, folds)
         same_fold = folds == folds[row]
         assert (others[same_fold] == answers[same_fold]).all()
         assert (others[~same_fold] != answers[~same_fold]).any()
@@ -511,48 +515,51 @@ def test_the_label_of_a_picture_has_no_say_in_its_own_answer() -> None:
 
 def test_answers_tell_the_clouds_apart_and_add_up_to_one() -> None:
     features, labels, folds = blobs(200)
-    answers = out_of_fold(features, labels, folds, np.ones(200, dtype=bool))
+    answers = out_of_fold(features, labels, folds)
     assert np.mean(answers.argmax(axis=1) == labels) > 0.9
     assert answers.sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_rows_left_out_have_no_answer_and_no_say() -> None:
+def test_rows_that_are_not_finite_have_no_answer_and_no_say() -> None:
     features, labels, folds = blobs(80)
-    rows = np.arange(80) % 5 != 0
-    features[3] = np.nan
-    answers = out_of_fold(features, labels, folds, rows)
-    known = rows & (np.arange(80) != 3)
-    assert np.isfinite(answers).all(axis=1).tolist() == known.tolist()
-    changed = np.where(rows, labels, 1 - labels)
-    again = out_of_fold(features, changed, folds, rows)
-    assert np.array_equal(again, answers, equal_nan=True)
+    gone = np.arange(80) % 5 == 0
+    features[gone, 2] = np.nan
+    found = out_of_fold(features, labels, folds)
+    assert np.isnan(found).all(axis=1).tolist() == gone.tolist()
+    again = out_of_fold(features, np.where(gone, 1 - labels, labels), folds)
+    assert np.array_equal(again, found, equal_nan=True)
 
 
 def test_a_fold_that_leaves_one_class_has_no_answer() -> None:
     features, labels, _ = blobs(20)
-    alone = out_of_fold(features, labels, np.zeros(20, dtype=int), np.ones(20, dtype=bool))
+    alone = out_of_fold(features, labels, np.zeros(20, dtype=int))
     assert np.isnan(alone).all()
-    one_class = out_of_fold(features, labels * 0, np.arange(20) % 4, np.ones(20, dtype=bool))
+    one_class = out_of_fold(features, labels * 0, np.arange(20) % 4)
     assert np.isnan(one_class).all()
 
 
 def test_pictures_that_a_checkpoint_has_seen_are_told() -> None:
     hashes = [hashlib.sha256(bytes([i])).hexdigest() for i in range(4)]
     checkpoint = random_checkpoint(hashes[1:3])
-    told = not_seen(checkpoint, [*hashes, ""], ["a", "b", "c", "d", "e"])
-    assert told.tolist() == [True, False, False, True, True]
+    told = seen_by(checkpoint, [*hashes, ""], ["a", "b", "c", "d", "e"])
+    assert told.tolist() == [False, True, True, False, False]
     # A re-encoded copy of a picture that it has seen lies in that one's group.
-    told = not_seen(checkpoint, [*hashes, ""], ["a", "b", "c", "b", "e"])
-    assert told.tolist() == [True, False, False, False, True]
+    told = seen_by(checkpoint, [*hashes, ""], ["a", "b", "c", "b", "e"])
+    assert told.tolist() == [False, True, True, True, False]
 
 
-def test_the_mean_answer_is_of_those_that_know() -> None:
-    nan = np.nan
-    first = np.array([[0.2, 0.8], [nan, nan], [nan, nan]], dtype=np.float32)
-    second = np.array([[0.6, 0.4], [0.1, 0.9], [nan, nan]], dtype=np.float32)
-    mean = mean_answer([first, second])
-    assert mean[:2] == pytest.approx(np.array([[0.4, 0.6], [0.1, 0.9]]))
-    assert np.isnan(mean[2]).all()
+def test_the_hash_of_weights_is_that_of_their_bits_for_any_threads() -> None:
+    net = random_checkpoint()
+    numbers = torch.linspace(-1, 1, 500_001)
+    torch.set_num_threads(2)
+    try:
+        first = hash_weights(replace(net, weights={"a": numbers, "n": torch.tensor(3)}))
+    finally:
+        torch.set_num_threads(1)
+    assert first == hash_weights(replace(net, weights={"n": torch.tensor(3), "a": numbers.clone()}))
+    # Which leaves the sum as it is.
+    numbers[[0, -1]] = numbers[[-1, 0]]
+    assert first != hash_weights(replace(net, weights={"a": numbers, "n": torch.tensor(3)}))
 
 
 def test_every_picture_has_its_own_embedding_and_a_bad_one_none(tmp_path: Path) -> None:
@@ -624,16 +631,16 @@ def clear_answers(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return labels, answers.astype(np.float32)
 
 
-def test_just_the_planted_flips_are_suspects() -> None:
+def test_just_the_planted_flips_are_label_scores() -> None:
     labels, answers = clear_answers(100)
     labels[PLANTED] = 1 - labels[PLANTED]
-    scores = suspects(labels, answers)
+    scores = label_scores(labels, answers)
     assert np.flatnonzero(scores).tolist() == PLANTED
     assert scores[PLANTED] == pytest.approx([0.99] * 3)
 
 
-def test_right_labels_are_no_suspects() -> None:
-    assert not suspects(*clear_answers(60)).any()
+def test_right_labels_are_no_label_scores() -> None:
+    assert not label_scores(*clear_answers(60)).any()
 
 
 def test_what_was_not_judged_is_no_suspect() -> None:
@@ -641,30 +648,30 @@ def test_what_was_not_judged_is_no_suspect() -> None:
     labels[PLANTED] = 1 - labels[PLANTED]
     answers[30] = np.nan
     answers[40:60] = np.nan
-    assert np.flatnonzero(suspects(labels, answers)).tolist() == [7, 61]
+    assert np.flatnonzero(label_scores(labels, answers)).tolist() == [7, 61]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_few_answers_end_in_no_error(count: int, recwarn: pytest.WarningsRecorder) -> None:
-    scores = suspects(*clear_answers(count))
+    scores = label_scores(*clear_answers(count))
     assert scores.tolist() == [0] * count
     assert not recwarn.list
 
 
 def test_without_answers_or_of_one_class_nothing_is_suspect() -> None:
     labels, answers = clear_answers(20)
-    assert not suspects(labels, np.full_like(answers, np.nan)).any()
-    assert not suspects(np.zeros_like(labels), answers).any()
+    assert not label_scores(labels, np.full_like(answers, np.nan)).any()
+    assert not label_scores(np.zeros_like(labels), answers).any()
 
 
-# ---- Strangers
+# ---- Outliers
 
 
 def cloud(count: int, features: int = 12, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, features)).astype(np.float16)
 
 
-def test_rows_far_from_the_others_are_strangers() -> None:
+def test_rows_far_from_the_others_are_outliers() -> None:
     embedded, far = cloud(300), [5, 100, 250]
     embedded[far] += 12
     scores = outlier_scores([embedded], np.ones(300, dtype=bool))
@@ -673,7 +680,7 @@ def test_rows_far_from_the_others_are_strangers() -> None:
     assert scores.max() <= 1
 
 
-def test_a_stranger_to_one_net_of_two_counts_less() -> None:
+def test_an_outlier_to_one_net_of_two_counts_less() -> None:
     embedded, other = cloud(300), cloud(300, seed=1)
     embedded[5] += 3
     every = np.ones(300, dtype=bool)
@@ -681,7 +688,7 @@ def test_a_stranger_to_one_net_of_two_counts_less() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_clean_cloud_has_next_to_no_strangers(seed: int) -> None:
+def test_a_clean_cloud_has_next_to_no_outliers(seed: int) -> None:
     scores = outlier_scores([cloud(1000, seed=seed)], np.ones(1000, dtype=bool))
     assert (scores > 0).sum() <= 10
     assert (scores >= 0.5).sum() <= 2
@@ -695,7 +702,7 @@ def test_fewer_than_fifty_pictures_have_no_shape() -> None:
     assert not outlier_scores([], np.ones(60, dtype=bool)).any()
 
 
-def test_unreadable_pictures_are_neither_strangers_nor_in_the_way() -> None:
+def test_unreadable_pictures_are_neither_outliers_nor_in_the_way() -> None:
     embedded, good = cloud(120), np.arange(120) % 3 != 0
     far = 4
     embedded[far] += 12

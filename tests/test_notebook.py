@@ -53,8 +53,7 @@ def test_it_runs_twice_on_the_samples(tmp_path: Path) -> None:
     for name in ("face_gender", "samples"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "model_weights").mkdir()
-    for name in ("audit_a.pth", "audit_b.pth", "shipped.pth"):
-        shutil.copy(ROOT / "model_weights" / name, tmp_path / "model_weights")
+    shutil.copy(ROOT / "model_weights" / "shipped.pth", tmp_path / "model_weights")
     (tmp_path / "samples" / "index.csv").unlink(missing_ok=True)
     shutil.copy(ROOT / "process.py", tmp_path)
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from conftest import draw_face, make_faces
 
-from face_gender.data.tables import read_index, write_index
-from tools import compare, descriptors, pretrain, sources, teacher
+from face_gender.data.tables import read_index
+from tools import compare, pretrain, sources
 
 
 @pytest.fixture
@@ -130,32 +130,3 @@ def test_ages_that_are_not_known_are_guessed_and_the_others_kept() -> None:
     assert (found[:280] == ages[:280]).all()
     assert found[280:299] == pytest.approx(ages[280:299], rel=0.1)
     assert np.isnan(found[299])
-
-
-def test_no_picture_is_taught_by_a_fit_that_has_seen_its_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Descriptors that only name the group: who has seen it answers by its label."""
-    groups, rows = 40, []
-    for i in range(2 * groups):
-        group = i // 2
-        rows.append({"path": f"a/{i}.jpg", "label": group % 2, "split": "train", "sha256": "",
-                     "group": f"g{group}", "source": "a"})  # fmt: skip
-    rows += [{**row, "path": f"{row['path']}.val", "split": "val", "group": ""} for row in rows]
-    write_index(pd.DataFrame(rows), tmp_path / "index.csv")
-    names = [str(row["path"]) for row in rows]
-    numbers = np.zeros((len(rows), 128), dtype=np.float32)
-    numbers[np.arange(len(rows)), (np.arange(len(rows)) % (2 * groups)) // 2] = 1
-    np.savez(tmp_path / "found.npz", names=names, descriptors=numbers)
-    paths = [str(tmp_path / name) for name in ("index.csv", "taught.csv", "found.npz")]
-    monkeypatch.setattr(sys, "argv", ["teacher", *paths])
-    teacher.main()
-    taught = read_index(tmp_path / "taught.csv")
-    train = taught[taught["split"] == "train"]
-    assert (taught.loc[taught["split"] == "val", "teacher"] == "").all()
-    right = ((train["teacher"].astype(float) > 0.5) == (train["label"] == 1)).mean()
-    assert right <= 0.5
-
-
-def test_the_part_of_an_aligned_picture_scales_with_it() -> None:
-    assert descriptors.scaled((0.25, 0.5, 0.75, 1), (64, 80)) == (16, 40, 48, 80)

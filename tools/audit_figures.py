@@ -1,18 +1,15 @@
 """Reproduce the figures of docs/audit.md.
 
-python -m tools.audit_figures halves DATA WORK
-python -m tools.audit_figures natural DATA WORK
+python -m tools.audit_figures natural DATA WORK [--pictures 3000]
 python -m tools.audit_figures planted DATA WORK --portraits OFFICIALS
 python -m tools.audit_figures flips DATA WORK
-python -m tools.audit_figures win_back DATA WORK
 python -m tools.audit_figures sheet DATA WORK ISSUE
 
-DATA is utkface.zip. ``halves`` writes the two indexes that the audit's own weights were trained
-by, WORK/half_a.csv and half_b.csv. ``natural`` audits DATA into WORK/natural and compares the exact
-duplicates with sha256 alone; what follows needs it. ``planted`` adds 300 altered copies and 200
-strangers; ``flips`` turns labels of a cleaned subset; ``win_back`` trains on right, on turned and
-on cleaned labels; ``sheet`` writes the strongest 100 findings of an issue as WORK/ISSUE_0.png, to
-be looked at.
+DATA is a .zip of pictures. ``natural`` audits as many of its pictures as are asked for into
+WORK/natural, compares the exact duplicates with sha256 alone, and, of aaf.zip, says how many of the
+doubted labels are found; what follows needs it. ``planted`` adds 300 altered
+copies and 200 pictures of no face; ``flips`` turns labels, of all pictures and of a cleaned subset;
+``sheet`` writes the strongest 100 findings of an issue as WORK/ISSUE_0.png, to be looked at.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-import zipfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -30,35 +26,34 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from face_gender.audit import embeddings, labels, outliers, pictures
-from face_gender.audit.duplicates import Pairs, near_duplicates
-from face_gender.audit.findings import Judged
-from face_gender.audit.run import AuditReport, audit, default_weights
+from face_gender.audit.duplicates import near_duplicates
+from face_gender.audit.run import AuditReport, audit
+from face_gender.classify.__main__ import SHIPPED_WEIGHTS
+from face_gender.console import run_command
 from face_gender.data.images import UnreadableImage, load_image
-from face_gender.data.index import Index, list_pictures
-from face_gender.data.sources import FolderSource, find_images, open_source
-from face_gender.data.split import split_rows
+from face_gender.data.index import list_pictures
+from face_gender.data.sources import FolderSource, find_images
 from face_gender.data.tables import write_index
-from face_gender.errors import InputError
-from face_gender.evaluate.metrics import wilson_interval
-from face_gender.evaluate.predict import evaluate
 from face_gender.model.checkpoint import load_checkpoint
-from face_gender.model.recipes import get_recipe
-from face_gender.train.loop import train
 from tools import plant
 
 FOLDS = 5
-OLDEST_BABY = 3
+OLDEST_BABY = 3  # years, by UTKFace's names
+# The first of the archive's numbers of All-Age-Faces whose published label is male.
+FIRST_MALE = 7200
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("halves", "natural", "planted", "flips", "win_back", "sheet"):
+    for name in ("natural", "planted", "flips", "sheet"):
         command = commands.add_parser(name)
         command.add_argument("data", type=Path)
         command.add_argument("work", type=Path)
+        command.add_argument("--pictures", type=int, help="as many, drawn by seed 0 (default: all)")
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        command.add_argument("--weights", type=Path, nargs="+", default=[SHIPPED_WEIGHTS])
         if name == "planted":
             command.add_argument("--portraits", type=Path, required=True)
         if name == "sheet":
@@ -68,31 +63,26 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_halves(options: argparse.Namespace) -> None:
-    """Write two indexes: one half to train and choose on, the other as its test split; and back."""
+def index_of(options: argparse.Namespace) -> Path:
+    """Return an index of the pictures asked for, aaf's doubted ones under the published label."""
+    path = options.work / "index.csv"
+    if path.exists():
+        return path
     table, source, _ = list_pictures(options.data)
-    measured = pictures.measure_all(source, table["path"].tolist(), 2, int)
-    unique = np.unique(measured["sha256"], return_index=True)[1]
-    found = near_duplicates(measured["fingerprints"][unique], 2)
-    none = np.zeros(len(table), dtype=np.float32)
-    pairs = Pairs(unique[found.first], unique[found.second], found.agreement, found.mirrored)
-    paths, given = table["path"].tolist(), table["label"].to_numpy()
-    table["sha256"] = measured["sha256"].astype(object)
-    table["group"] = Judged(paths, given, measured, pairs, none, none).groups()
-    mixed = table.groupby("sha256")["label"].transform("nunique") > 1
-    table = table[~mixed].reset_index(drop=True)
-    halves = split_rows(table, (50, 0, 50), 0)
-    rng = np.random.default_rng(0)
+    doubted = [name for name in source.names() if "/unsure/aaf_" in name]
+    numbers = [int(Path(name).stem.split("_")[1]) for name in doubted]
+    returned = pd.DataFrame({"path": doubted, "label": [int(n < FIRST_MALE) for n in numbers]})
+    if options.pictures:
+        table = table.sample(options.pictures - len(returned), random_state=0).sort_index()
     options.work.mkdir(parents=True, exist_ok=True)
-    for name, own in (("a", "train"), ("b", "test")):
-        split = np.where(halves == own, "train", "test")
-        split[(halves == own) & (rng.random(len(table)) < 0.06)] = "val"
-        write_index(table.assign(split=split), options.work / f"half_{name}.csv")
+    write_index(pd.concat([table, returned]).astype({"label": np.int64}), path)
+    return path
 
 
 def natural(options: argparse.Namespace) -> AuditReport:
     """Audit the data as they are."""
-    return audit(options.data, options.work / "natural", apply=True)
+    folder = options.work / "natural"
+    return audit(index_of(options), folder, options.weights, data=options.data)
 
 
 def stage(options: argparse.Namespace, name: str) -> dict[str, npt.NDArray]:
@@ -102,25 +92,27 @@ def stage(options: argparse.Namespace, name: str) -> dict[str, npt.NDArray]:
 
 
 def run_natural(options: argparse.Namespace) -> None:
-    """Print the counts, and the exact duplicates beside what sha256 alone says."""
+    """Print the counts, the exact duplicates beside what sha256 says, and AAF's known errors."""
     report = natural(options)
     print(report.summary())
-    groups: dict[str, list[str]] = defaultdict(list)
-    with zipfile.ZipFile(options.data) as archive:
-        for name in report.table["path"]:
-            groups[hashlib.sha256(archive.read(name)).hexdigest()].append(name)
-    same = {frozenset(each) for each in groups.values() if len(each) > 1}
-    mixed = {each for each in same if len({name.split("/")[-2] for name in each}) > 1}
-    found: dict[str, set[frozenset[str]]] = defaultdict(set)
-    for row in report.findings.itertuples():
-        if row.issue == "duplicate_other_label":
-            found["mixed"].add(frozenset([row.path, *row.related.split("|")]))
-    copies = report.findings[report.findings["issue"] == "exact_duplicate"]
-    for kept, rows in copies.groupby("related"):
-        found["same"].add(frozenset([kept, *rows["path"]]))
-    print(f"byte-identical groups: {len(same)} by sha256, of these {len(mixed)} under both labels")
-    print(f"equal to the audit's: {found['same'] | found['mixed'] == same}", end=", ")
-    print(f"under both labels: {found['mixed'] == mixed}")
+    by_hash: dict[str, list[str]] = defaultdict(list)
+    for name in report.table["path"]:
+        by_hash[hashlib.sha256(report.source.read(name)).hexdigest()].append(name)
+    same = {frozenset(each) for each in by_hash.values() if len(each) > 1}
+    issues = ("exact_duplicate", "duplicate_other_label")
+    exact = report.findings[report.findings["issue"].isin(issues)]
+    linked = pd.concat([exact["path"], exact["related"].str.split("|").explode()])
+    equal = set(linked) == {name for each in same for name in each}
+    print(
+        f"byte-identical groups: {len(same)} by sha256, the same pictures as the audit's: {equal}"
+    )
+    doubted = report.table["path"].str.contains("/unsure/")
+    if doubted.any():
+        suspects = set(report.findings.loc[report.findings["issue"] == "label", "path"])
+        hits = int(report.table["path"][doubted].isin(suspects).sum())
+        print(
+            f"doubted labels: {hits} of {int(doubted.sum())} found, among {len(suspects)} suspects"
+        )
 
 
 def run_planted(options: argparse.Namespace) -> None:
@@ -131,8 +123,7 @@ def run_planted(options: argparse.Namespace) -> None:
         folder = options.work / f"planted_{seed}"
         originals = write_copies(report, folder / "copies", seed)
         report_copies(report, measured, folder / "copies", originals)
-        kinds = write_strangers(options.portraits, folder / "strangers", seed)
-        report_strangers(options, report, measured, folder / "strangers", kinds)
+        report_outliers(options, report, measured, folder / "outliers", seed)
 
 
 def write_copies(report: AuditReport, folder: Path, seed: int) -> list[tuple[int, str]]:
@@ -160,7 +151,7 @@ def report_copies(
     prints = np.concatenate([measured["fingerprints"][unique], copies["fingerprints"]])
     pairs = near_duplicates(prints, 2)
     group_of = report.table["group"].to_numpy()
-    right, wrong, found = 0, 0, set()
+    correct, wrong, found = 0, 0, set()
     for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
         if b < len(unique):
             continue
@@ -168,133 +159,67 @@ def report_copies(
         other = originals[a - len(unique)][0] if a >= len(unique) else unique[a]
         # A copy is a near-duplicate of its original and of what the data has of it already.
         same = group_of[other] == group_of[original]
-        right, wrong = right + same, wrong + (not same)
+        correct, wrong = correct + same, wrong + (not same)
         if same and measured["sha256"][other] == measured["sha256"][original]:
             found.add(b - len(unique))
-    by_kind = {
-        kind: sum(i in found for i, (_, each) in enumerate(originals) if each == kind)
-        for kind in plant.ALTERATIONS
-    }
-    print(f"copies: {len(found)} of {len(originals)} found, {right} pairs right, {wrong} wrong, "
-          f"natural pairs {int((pairs.second < len(unique)).sum())}; {by_kind}")  # fmt: skip
+    print(f"copies: {len(found)} of {len(originals)} found, {correct} pairs correct, "
+          f"{wrong} wrong, natural pairs {int((pairs.second < len(unique)).sum())}")  # fmt: skip
 
 
-def write_strangers(portraits: Path, folder: Path, seed: int) -> list[str]:
-    """Write 200 pictures of no face; return the kind of each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    source, names = find_images(portraits, recursive=True)
-    made = plant.strangers(np.random.default_rng(seed), 200, 200, source, names)
-    for i, (_, data) in enumerate(made):
-        (folder / f"{i:03d}.jpg").write_bytes(data)
-    return [kind for kind, _ in made]
-
-
-def report_strangers(
+def report_outliers(
     options: argparse.Namespace,
     report: AuditReport,
     measured: dict[str, npt.NDArray],
     folder: Path,
-    kinds: list[str],
+    seed: int,
 ) -> None:
-    """Judge the data and the strangers together, and count."""
+    """Write 200 pictures of no face, judge them together with the data, and count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    portraits, names = find_images(options.portraits, recursive=True)
+    made = plant.outliers(np.random.default_rng(seed), 200, 200, portraits, names)
+    for i, (_, data) in enumerate(made):
+        (folder / f"{i:03d}.jpg").write_bytes(data)
+    kinds = np.array([kind for kind, _ in made])
     table = pd.DataFrame({"path": [f"{i:03d}.jpg" for i in range(len(kinds))], "label": 0})
     embedded = []
-    for i, path in enumerate(default_weights()):
+    for i, path in enumerate(options.weights):
         own = embeddings.embed_all(load_checkpoint(path), table, FolderSource(folder), 2, int)
         embedded.append(np.concatenate([stage(options, f"embeddings_{i}")["early"], own["early"]]))
     good = np.concatenate([measured["reason"] == "", np.ones(len(kinds), dtype=bool)])
-    flagged = outliers.strangeness(embedded, good) > 0
+    flagged = outliers.outlier_scores(embedded, good) > 0
     real, planted = flagged[: len(report.table)], flagged[len(report.table) :]
-    by_kind = {
-        kind: f"{int(planted[np.array(kinds) == kind].sum())}/{kinds.count(kind)}"
-        for kind in dict.fromkeys(kinds)
-    }
-    print(f"strangers: {int(planted.sum())} of {len(kinds)} found; {int(real.sum())} of "
+    by_kind = {kind: f"{planted[kinds == kind].sum()}/{(kinds == kind).sum()}"
+               for kind in dict.fromkeys(kinds.tolist())}  # fmt: skip
+    print(f"outliers: {int(planted.sum())} of {len(kinds)} found; {int(real.sum())} of "
           f"{len(real)} pictures of the data flagged ({real.mean():.2%}); {by_kind}")  # fmt: skip
 
 
-def subset(report: AuditReport) -> npt.NDArray[np.int64]:
-    """Return the rows of a cleaned subset: no finding, and older than a baby by name."""
+def cleaned(report: AuditReport) -> npt.NDArray[np.int64]:
+    """Return the rows of a cleaned subset: no finding, and older than a baby by UTKFace's names."""
     listed = set(report.findings.loc[report.findings["issue"] != "blurred", "path"])
     ages = report.table["path"].str.extract(r"/(\d+)_")[0].astype(float)
-    keep = ~report.table["path"].isin(listed) & (ages > OLDEST_BABY)
+    keep = ~report.table["path"].isin(listed) & ~(ages <= OLDEST_BABY)
     return np.flatnonzero(keep.to_numpy())
-
-
-def answers_for(
-    options: argparse.Namespace,
-    report: AuditReport,
-    rows: npt.NDArray[np.int64],
-    given: npt.NDArray[np.int64],
-    seed: int,
-) -> npt.NDArray[np.float32]:
-    """Judge the labels ``given`` to ``rows`` as the audit does, from the kept embeddings."""
-    folds = embeddings.fold_of(report.table["group"].iloc[rows].tolist(), FOLDS, seed)
-    answers = []
-    for i, path in enumerate(default_weights()):
-        features = stage(options, f"embeddings_{i}")["final"][rows]
-        known = report.table[["sha256", "group"]].iloc[rows]
-        unseen = embeddings.not_seen(load_checkpoint(path), *(known[c].tolist() for c in known))
-        answers.append(embeddings.out_of_fold(features, given, folds, unseen))
-    return embeddings.mean_answer(answers)
 
 
 def run_flips(options: argparse.Namespace) -> None:
     """Print precision and recall of the suspects among turned labels."""
     report = natural(options)
-    everything = np.flatnonzero(np.isfinite(report.answers).all(axis=1))
-    for name, rows in (("cleaned", subset(report)), ("as published", everything)):
-        right = report.table["label"].to_numpy()[rows]
-        for share in (0.03, 0.1):
+    finals = [stage(options, f"embeddings_{i}")["final"] for i in range(len(options.weights))]
+    everything = np.flatnonzero(np.isfinite(report.probabilities).all(axis=1))
+    for name, rows in (("cleaned", cleaned(report)), ("as published", everything)):
+        truth = report.table["label"].to_numpy()[rows]
+        groups = report.table["group"].iloc[rows].tolist()
+        for fraction in (0.03, 0.1):
             for seed in options.seeds:
-                given, turned = plant.flipped(right, share, np.random.default_rng(seed))
-                found = labels.suspects(
-                    given, answers_for(options, report, rows, given, seed)
-                ) >= 0.5  # fmt: skip
+                given, turned = plant.flipped(truth, fraction, np.random.default_rng(seed))
+                folds = embeddings.fold_of(groups, FOLDS, seed)
+                each = [embeddings.out_of_fold(final[rows], given, folds) for final in finals]
+                found = labels.label_scores(given, np.mean(each, axis=0)) >= 0.5
                 hits = int((found & turned).sum())
-                print(f"{name}, n {len(rows)}, {share:.0%} turned, seed {seed}: "
+                print(f"{name}, n {len(rows)}, {fraction:.0%} turned, seed {seed}: "
                       f"precision {hits / max(1, found.sum()):.3f}, "
                       f"recall {hits / turned.sum():.3f}, {int(found.sum())} found")  # fmt: skip
-
-
-def run_win_back(options: argparse.Namespace) -> None:
-    """Print test accuracies after training on right, turned and cleaned labels."""
-    report = natural(options)
-    rows = subset(report)
-    right = report.table["label"].to_numpy()[rows]
-    recipe = get_recipe("compact_cnn", epochs=8)
-    for seed in options.seeds:
-        rng = np.random.default_rng(seed)
-        split = rng.choice(["train", "val", "test"], len(rows), p=[0.4, 0.1, 0.5])
-        learnt = split != "test"
-        given = right.copy()
-        given[learnt], _ = plant.flipped(right[learnt], 0.1, rng)
-        suspicion = np.zeros(len(rows), dtype=np.float32)
-        suspicion[learnt] = labels.suspects(
-            given[learnt], answers_for(options, report, rows[learnt], given[learnt], seed)
-        )
-        table = report.table.iloc[rows].assign(split=split)
-        accuracy = {}
-        for name, own, keep in (
-            ("right", right, np.ones(len(rows), dtype=bool)),
-            ("turned", given, np.ones(len(rows), dtype=bool)),
-            ("cleaned", given, suspicion < 0.5),
-        ):
-            index = Index(table.assign(label=own)[keep], report.source)
-            folder = options.work / "win_back" / name
-            for _ in train(recipe, index, folder, seed=seed, progress=False):
-                pass
-            # The last epoch: the validation labels are turned too, and to choose by them is noise.
-            last = folder / recipe.name / f"epoch_{recipe.epochs - 1}.pth"
-            result = evaluate(last, index, progress=False)
-            accuracy[name] = result.accuracy
-            low, high = wilson_interval(round(result.accuracy * len(result.labels)),
-                                        len(result.labels))  # fmt: skip
-            print(f"seed {seed}, {name}: {result.accuracy:.4f} ({low:.4f} to {high:.4f}, "
-                  f"n = {len(result.labels)})", flush=True)  # fmt: skip
-        lost = accuracy["right"] - accuracy["turned"]
-        won = accuracy["cleaned"] - accuracy["turned"]
-        print(f"seed {seed}: lost {lost:.4f}, won back {won:.4f} ({won / lost:.0%})", flush=True)
 
 
 def run_sheet(options: argparse.Namespace) -> None:
@@ -304,15 +229,14 @@ def run_sheet(options: argparse.Namespace) -> None:
     if options.issue.startswith("near") or options.issue == "blurred":
         findings = findings.sample(frac=1, random_state=0)  # these score alike: draw them
     chosen = findings.iloc[options.first : options.first + options.count]
-    paired = bool(chosen["related"].any())
-    width, side = (2 if paired else 1), 112
+    width, side = (2 if chosen["related"].any() else 1), 112
     sheet = Image.new("RGB", (10 * (width * side + 8), -(-len(chosen) // 10) * (side + 14)))
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(chosen.itertuples()):
         x, y = i % 10 * (width * side + 8), i // 10 * (side + 14)
         for j, name in enumerate([row.path, row.related.split("|")[0]][:width]):
             try:
-                face = load_image(name, open_source(options.data)).resize((side, side))
+                face = load_image(name, report.source).resize((side, side))
             except UnreadableImage:
                 continue
             sheet.paste(face, (x + j * side, y + 14))
@@ -324,19 +248,12 @@ def main() -> int:
     """Run the command and return its exit code."""
     options = parse()
     commands = {
-        "halves": run_halves,
         "natural": run_natural,
         "planted": run_planted,
         "flips": run_flips,
-        "win_back": run_win_back,
         "sheet": run_sheet,
     }
-    try:
-        commands[options.command](options)
-    except (InputError, OSError, ValueError) as error:
-        print(f"audit_figures.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("audit_figures", lambda: commands[options.command](options))
 
 
 if __name__ == "__main__":

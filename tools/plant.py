@@ -93,7 +93,7 @@ def _text(rng: Generator, side: int) -> Image.Image:
     return image
 
 
-STRANGERS: dict[str, Callable[[Generator, int], Image.Image]] = {
+OUTLIERS: dict[str, Callable[[Generator, int], Image.Image]] = {
     "texture": _texture,
     "noise": _noise,
     "gradient": _gradient,
@@ -111,8 +111,8 @@ def background(image: Image.Image, rng: Generator, side: int) -> Image.Image:
 def outliers(
     rng: Generator, count: int, side: int, portraits: Source, names: Sequence[str]
 ) -> list[tuple[str, bytes]]:
-    """Return ``count`` (kind, JPEG) in equal parts of STRANGERS and of backgrounds."""
-    kinds = [*STRANGERS, "background"]
+    """Return ``count`` (kind, JPEG) in equal parts of OUTLIERS and of backgrounds."""
+    kinds = [*OUTLIERS, "background"]
     found = []
     for i in range(count):
         kind = kinds[i % len(kinds)]
@@ -120,15 +120,15 @@ def outliers(
             portrait = load_image(names[int(rng.integers(len(names)))], portraits)
             picture = background(portrait, rng, side)
         else:
-            picture = STRANGERS[kind](rng, side)
+            picture = OUTLIERS[kind](rng, side)
         found.append((kind, jpeg(picture)))
     return found
 
 
 def flipped(
-    labels: npt.NDArray[np.int64], share: float, rng: Generator
+    labels: npt.NDArray[np.int64], fraction: float, rng: Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the labels (n,) with ``share`` of them turned, and which these are (n,)."""
+    """Return the labels (n,) with the ``fraction`` of them turned, and which these are (n,)."""
     chosen = np.zeros(len(labels), dtype=bool)
-    chosen[rng.choice(len(labels), round(share * len(labels)), replace=False)] = True
+    chosen[rng.choice(len(labels), round(fraction * len(labels)), replace=False)] = True
     return np.where(chosen, 1 - labels, labels), chosen

@@ -2,7 +2,8 @@
 
 python -m tools.pretrain INDEX OUT DESCRIPTORS... [--epochs 20] [--size 64 64] [--init WEIGHTS]
 
-INDEX is what tools.teacher wrote, DESCRIPTORS what tools.descriptors did. On the train split alone,
+INDEX has a column ``teacher``; DESCRIPTORS are .npz files of ``names`` (n,) and ``descriptors``
+(n, 128). On the train split alone,
 with the recipe's own augmentation, one net answers four questions at once: male or female (0.7 of
 the teacher's answer and 0.3 of the label, Hinton et al., arXiv:1503.02531, and label smoothing
 0.05), the 128 numbers that dlib's face-recognition net finds in the picture (mean squared error,
@@ -46,13 +47,21 @@ from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train.optim import build_for, make_optimizer, make_schedule
 from face_gender.train.step import average_of
 from tools.sources import BANDS, RACES
-from tools.teacher import read_descriptors
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
 DESCRIPTORS = 128
 HEAVIEST = 3.0  # what a picture may weigh for the balance of its band
 WEIGHTS = {"label": 1.0, "descriptor": 1.0, "age": 0.3, "race": 0.3}
+
+
+def read_descriptors(paths: list[Path]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the descriptor (128,) of every picture by name."""
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for path in paths:
+        part = np.load(path)
+        found.update(zip(map(str, part["names"]), part["descriptors"], strict=True))
+    return found
 
 
 def with_guesses(ages: FloatArray, descriptors: FloatArray) -> FloatArray:
@@ -101,7 +110,9 @@ class Targets:
         self.race = torch.tensor([RACES.index(r) if r in RACES else -1 for r in rows["race"]])
         label = soft_labels(rows, recipe.distillation)
         if label is None:
-            raise InputError("the index has no column teacher: make it with tools.teacher.")
+            raise InputError(
+                "the index has no column teacher: add a teacher's probability of female."
+            )
         self.label, self.smoothing = label, recipe.label_smoothing
 
     def losses(self, outputs: Tensor, positions: Tensor) -> dict[str, Tensor]:

@@ -35,13 +35,13 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         action="append",
         default=[],
         metavar="PTH",
-        help="a checkpoint that judges the pictures it has not seen; may be given several times "
-        "(default: model_weights/audit_*.pth)",
+        help="a checkpoint in whose embeddings pictures are judged; may be given several times "
+        "(default: model_weights/shipped.pth)",
     )
     add(
         "--recipe",
         choices=RECIPE_NAMES,
-        help="train this recipe in folds on the data itself and judge labels by its answers",
+        help="train this recipe in folds on the data itself and judge labels by these nets instead",
     )
     add("--output", type=Path, default=Path("audit"), metavar="DIR", help="default: audit/")
     add("--data", type=Path, dest="pictures", metavar="DATA", help="where an index's pictures lie")

@@ -9,13 +9,15 @@ Coefficient Maximization", 2008), and what counts is how well the two then agree
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional
 
@@ -70,6 +72,29 @@ def near_duplicates(
     first, second, mirrored = candidates(fingerprints, progress)
     agreement = align(fingerprints, first, second, mirrored)
     return Pairs(first, second, agreement, mirrored).above(SAME)
+
+
+def group_copies(
+    paths: Sequence[str], hashes: Sequence[str], pairs: Pairs, known: Sequence[str] = ()
+) -> list[str]:
+    """Return the group (n,) of each picture: those of the same bytes and those of a pair share one.
+
+    So do pictures of one ``known`` group (n,), such as a person's; "" in it or in ``hashes`` is
+    none. Numbered by name: an index in another order gives the same groups and folds.
+    """
+    count = len(paths)
+    links = [pairs.first, pairs.second]
+    for values in filter(len, (hashes, known)):
+        first_of: dict[str, int] = {}
+        of_value = [first_of.setdefault(v, row) if v else row for row, v in enumerate(values)]
+        links = [np.append(links[0], np.arange(count)), np.append(links[1], of_value)]
+    graph = coo_array((np.ones(len(links[0])), links), (count, count))
+    number, component = connected_components(graph, directed=False)
+    place = np.empty(count, dtype=np.int64)
+    place[sorted(range(count), key=paths.__getitem__)] = np.arange(count)
+    first_place = np.full(number, count)
+    np.minimum.at(first_place, component, place)
+    return [f"{each:06d}" for each in first_place[component].tolist()]
 
 
 def candidates(

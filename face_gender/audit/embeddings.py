@@ -1,4 +1,4 @@
-"""How each picture looks to a net that has not seen it: embeddings, and out-of-fold answers."""
+"""How each picture looks to a net: embeddings, and what out-of-fold heads on them predict."""
 
 from __future__ import annotations
 
@@ -69,14 +69,23 @@ def embed_all(
     return {"early": out[:, :-width], "final": out[:, -width:]}
 
 
-def not_seen(
+def hash_weights(checkpoint: Checkpoint) -> str:
+    """Return the sha256 of a net's weights, the same on every machine and for any threads."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def seen_by(
     checkpoint: Checkpoint, hashes: Sequence[str], groups: Sequence[str]
 ) -> npt.NDArray[np.bool_]:
-    """Tell for each sha256 whether the checkpoint knows neither it nor a copy of it (its group)."""
+    """Tell for each sha256 (n,) whether the net was trained on it or on a copy (of its group)."""
     seen = set(checkpoint.seen.tolist())
     known = [bool(each) and as_int64(each) in seen for each in hashes]
     known_groups = {group for group, is_known in zip(groups, known, strict=True) if is_known}
-    return np.array([group not in known_groups for group in groups], dtype=bool)
+    return np.array([group in known_groups for group in groups], dtype=bool)
 
 
 def fold_of(groups: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.int64]:
@@ -89,34 +98,23 @@ def fold_of(groups: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.int6
 
 
 def out_of_fold(
-    features: npt.NDArray,
-    labels: npt.NDArray[np.int64],
-    folds: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.bool_],
+    features: npt.NDArray, labels: npt.NDArray[np.int64], folds: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
     """Return probabilities (n, 2) from logistic regressions that were fitted on the other folds.
 
-    NaN outside of ``rows`` and where a fold leaves a class without pictures.
+    NaN for rows of ``features`` (n, d) that hold one, and where a fold leaves a class without
+    pictures.
     """
-    answers = np.full((len(labels), len(CLASSES)), np.nan, dtype=np.float32)
-    rows = rows & np.isfinite(features).all(axis=1)
+    probabilities = np.full((len(labels), len(CLASSES)), np.nan, dtype=np.float32)
+    rows = np.isfinite(features).all(axis=1)
     for fold in np.unique(folds[rows]):
         fit, judge = rows & (folds != fold), rows & (folds == fold)
         if len(np.unique(labels[fit])) < len(CLASSES):
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(C=_PENALTY, max_iter=300))
         model.fit(features[fit].astype(np.float32), labels[fit])
-        answers[judge] = model.predict_proba(features[judge].astype(np.float32))
-    return answers
-
-
-def mean_answer(answers: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Return the mean (n, 2) over the answers there are, NaN where there is none."""
-    stacked = np.stack(answers)
-    known = np.isfinite(stacked)
-    total = np.where(known, stacked, 0).sum(axis=0)
-    count = known.sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+        probabilities[judge] = model.predict_proba(features[judge].astype(np.float32))
+    return probabilities
 
 
 def train_fold(
@@ -128,16 +126,16 @@ def train_fold(
     seed: int,
     jobs: int | None,
 ) -> npt.NDArray[np.float32]:
-    """Train a recipe on what is not ``held_out`` (n,) and return its answers (n, 2) on the rest.
+    """Train a recipe on what is not ``held_out`` (n,); return probabilities (n, 2) for the rest.
 
     One in twenty of its pictures is its validation split. NaN elsewhere, and for what cannot be
     read. The checkpoints are removed.
     """
     split = np.where(held_out, "test", "train").astype(object)
     others = np.flatnonzero(~held_out)
-    answers = np.full((len(table), len(CLASSES)), np.nan, dtype=np.float32)
+    probabilities = np.full((len(table), len(CLASSES)), np.nan, dtype=np.float32)
     if len(others) < 4 or table["label"].iloc[others].nunique() < len(CLASSES):
-        return answers
+        return probabilities
     split[np.random.default_rng(abs(seed)).permutation(others)[: max(2, len(others) // 20)]] = "val"
     index = Index(table.assign(split=split), open_source(data))
     try:
@@ -147,5 +145,5 @@ def train_fold(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     position = {path: i for i, path in enumerate(table["path"])}
-    answers[[position[str(path)] for path in result.paths]] = result.probabilities
-    return answers
+    probabilities[[position[str(path)] for path in result.paths]] = result.probabilities
+    return probabilities

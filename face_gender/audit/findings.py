@@ -25,6 +25,8 @@ ISSUES = (
     "near_duplicate",
     "not_a_face",
     "label",
+    "no_face_found",
+    "several_faces",
     "blank",
     "dark",
     "bright",
@@ -34,6 +36,8 @@ ISSUES = (
 )
 
 _QUALITY_ADVICE = "leave out where the face cannot be made out"
+# Below what --apply leaves out: a detector overlooks faces, and of several the main one is used.
+_NO_FACE_FOUND, _SEVERAL_FACES = 0.45, 0.3
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,18 @@ class Judged:
     """All that is known of the n pictures of a data set.
 
     ``measured``: what `pictures.measure_all` returns; ``pairs``: near-duplicates by row;
-    ``suspicion`` and ``strangeness`` (n,) float32: scores of the label, and of being no face,
-    0 for none.
+    ``label_scores`` and ``outlier_scores`` (n,) float32: how doubtful the label is, and how
+    unlike a face the picture, 0 for not at all; ``faces`` (n,) int64: how many a detector has
+    found, -1 where none has looked.
     """
 
     paths: Sequence[str]
     labels: npt.NDArray[np.int64]
     measured: Mapping[str, npt.NDArray]
     pairs: Pairs
-    suspicion: npt.NDArray[np.float32]
+    label_scores: npt.NDArray[np.float32]
     outlier_scores: npt.NDArray[np.float32]
+    faces: npt.NDArray[np.int64]
 
     def findings(self) -> pd.DataFrame:
         """Return one row a finding with COLUMNS and ``looks_like``, worst first."""
@@ -59,7 +65,8 @@ class Judged:
             *self._exact(),
             *self._near(),
             *self._labels(),
-            *self._strangers(),
+            *self._outliers(),
+            *self._faces(),
             *self._quality(),
         ]
         # Not pandas' own str, which may refuse names that are not UTF-8.
@@ -68,28 +75,6 @@ class Judged:
         rank = table["issue"].map({name: i for i, name in enumerate(ISSUES)})
         order = np.lexsort((table["path"], rank, -table["score"]))
         return table.iloc[order].reset_index(drop=True)
-
-    def groups(self, known: Sequence[str] = ()) -> list[str]:
-        """Return the group (n,) of each picture: copies of one another share one.
-
-        So do pictures of one ``known`` group, such as a person's; "" is none.
-        Numbered by name, so that an index in another order gives the same groups and folds.
-        """
-        parent = list(range(len(self.paths)))
-        place = [0] * len(self.paths)
-        for i, row in enumerate(sorted(parent, key=self._by_path)):
-            place[row] = i
-        first_of: dict[str, int] = {}
-        for row, digest in enumerate(self.measured["sha256"].tolist()):
-            if digest:
-                _join(parent, place[row], place[first_of.setdefault(digest, row)])
-        for a, b in zip(self.pairs.first.tolist(), self.pairs.second.tolist(), strict=True):
-            _join(parent, place[a], place[b])
-        member_of: dict[str, int] = {}
-        for row, group in enumerate(known):
-            if group:
-                _join(parent, place[row], place[member_of.setdefault(group, row)])
-        return [f"{_root(parent, i):06d}" for i in place]
 
     def _row(
         self,
@@ -171,18 +156,32 @@ class Judged:
 
     def _labels(self) -> list[tuple]:
         found = []
-        for row in np.flatnonzero(self.suspicion > 0).tolist():
+        for row in np.flatnonzero(self.label_scores > 0).tolist():
             other = CLASSES[1 - self.labels[row]]
             advice = f"looks {other}: relabel, or leave out"
-            score = float(self.suspicion[row])
+            score = float(self.label_scores[row])
             found.append(self._row(row, "label", score, advice, "", other))
         return found
 
-    def _strangers(self) -> list[tuple]:
+    def _outliers(self) -> list[tuple]:
         return [
-            self._row(row, "not_a_face", float(self.strangeness[row]), "leave out if no face shows")
-            for row in np.flatnonzero(self.strangeness > 0).tolist()
+            self._row(row, "not_a_face", float(score), "leave out if no face shows")
+            for row, score in enumerate(self.outlier_scores)
+            if score > 0
         ]
+
+    def _faces(self) -> list[tuple]:
+        advice = "leave out if no face shows"
+        none = [
+            self._row(row, "no_face_found", _NO_FACE_FOUND, advice)
+            for row in np.flatnonzero(self.faces == 0).tolist()
+        ]
+        several = [
+            self._row(row, "several_faces", _SEVERAL_FACES,
+                      f"crop to one of {self.faces[row]} faces: the label is for one")
+            for row in np.flatnonzero(self.faces > 1).tolist()
+        ]  # fmt: skip
+        return none + several
 
     def _quality(self) -> list[tuple]:
         return [
@@ -201,18 +200,6 @@ def _keep_best(
 ) -> None:
     if (row, issue) not in best or best[row, issue][0] < agreement:
         best[row, issue] = (agreement, other)
-
-
-def _root(parent: list[int], row: int) -> int:
-    while parent[row] != row:
-        parent[row] = row = parent[parent[row]]
-    return row
-
-
-def _join(parent: list[int], a: int, b: int) -> None:
-    """Unite two groups under the smaller of their first rows."""
-    a, b = sorted((_root(parent, a), _root(parent, b)))
-    parent[b] = a
 
 
 def clean(table: pd.DataFrame, findings: pd.DataFrame, score: float) -> pd.DataFrame:

@@ -49,7 +49,7 @@ def _distances(
 
     Each fifth of the rows is judged by mean and covariance (Ledoit and Wolf, 2004, whose shrinkage
     bears more features than pictures) of the other four: what was fitted lies too close. They are
-    fitted three times, twice without the farthest tenth of the time before, or strangers would
+    fitted three times, twice without the farthest tenth of the time before, or outliers would
     stretch the ellipse until they lie within.
     """
     rows = np.flatnonzero(good)

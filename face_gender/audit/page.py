@@ -52,6 +52,15 @@ HEADINGS = {
         "Pictures unlike the rest: no faces, faces in unusual light or colour, and people who are "
         "rare in the data. Remove those alone that show no face.",
     ),
+    "no_face_found": (
+        "No face found",
+        "A detector found no face here. It overlooks some, above all cropped, turned or covered "
+        "ones: remove those alone that show no face.",
+    ),
+    "several_faces": (
+        "Several faces",
+        "The label is for one face, and the largest is taken. Crop to the face that is meant.",
+    ),
     "unreadable": (
         "Unreadable",
         "Files that cannot be decoded: cut off, empty or no pictures. Replace or remove them.",

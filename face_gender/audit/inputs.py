@@ -1,0 +1,86 @@
+"""What is audited: an index, or all pictures of a folder or an archive."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from face_gender.data.index import find_data, list_pictures
+from face_gender.data.scan import check_matches
+from face_gender.data.sources import Source, open_source
+from face_gender.data.tables import read_cells, read_index
+from face_gender.errors import InputError
+
+
+@runtime_checkable
+class Index(Protocol):
+    """A table and the source it belongs to, opened and verified."""
+
+    table: pd.DataFrame
+    source: Source
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class AuditInput:
+    """The n pictures to audit: ``path``, ``label``, and what else an index says of them.
+
+    ``index``: the table that they were named in, as it is written, None for a folder;
+    ``notes``: sentences on what could not be listed.
+    """
+
+    table: pd.DataFrame
+    source: Source
+    index: pd.DataFrame | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def faces(self) -> npt.NDArray[np.int64]:
+        """Return how many faces a detector found in each picture (n,), -1 where it is not known."""
+        if "faces" not in self.table:
+            return np.full(len(self.table), -1, dtype=np.int64)
+        found = pd.to_numeric(self.table["faces"], errors="coerce")
+        return found.fillna(-1).to_numpy(dtype=np.int64)
+
+
+def open_input(
+    given: Index | str | os.PathLike[str], data: str | os.PathLike[str] | None
+) -> AuditInput:
+    """Open an index, or list the pictures of a folder or archive. Raises InputError."""
+    if isinstance(given, Index):
+        return _of_index(given.table, given.source, given.table)
+    path = Path(given)
+    if path.suffix.lower() != ".csv":
+        if data is not None:
+            raise InputError(f"{path} is no index, and --data belongs to one: leave it out.")
+        table, source, unlisted = list_pictures(path)
+        notes = tuple(f"not looked into: {folder}: {reason}" for folder, reason in unlisted)
+        return AuditInput(table, source, None, notes)
+    table = read_index(path)
+    if table.empty:
+        raise InputError(f"{path} names no pictures: make an index with data_split.py.")
+    try:
+        source = open_source(data) if data is not None else find_data(path, table)
+    except InputError:
+        if data is not None or "split" in table:
+            raise
+        with suppress(InputError):
+            # An older form, whose names may be those of pictures in male/ and female/ beside it.
+            table, source, _ = list_pictures(path)
+            return AuditInput(table, source, None)
+        raise
+    check_matches(table, source)
+    return _of_index(table, source, read_cells(path, "make an index with data_split.py"))
+
+
+def _of_index(table: pd.DataFrame, source: Source, written: pd.DataFrame) -> AuditInput:
+    # A row that stands there twice is no copy of a picture, and clean would drop both.
+    table = table.drop_duplicates(["path", "label"], ignore_index=True)
+    return AuditInput(table, source, written)

@@ -1,0 +1,163 @@
+"""The stages of an audit in turn, each done once and kept: from pictures to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from face_gender import CLASSES
+from face_gender.audit import duplicates, embeddings, labels, outliers, pictures
+from face_gender.audit.findings import Judged
+from face_gender.audit.inputs import AuditInput
+from face_gender.audit.stages import Arrays, Stages, key_of
+from face_gender.console import Stderr
+from face_gender.data.sources import Source
+from face_gender.model.checkpoint import Checkpoint
+from face_gender.model.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What n pictures were judged to be.
+
+    ``groups`` (n,): copies of one another share one; ``probabilities`` (n, 2) float32, out of
+    fold, NaN where there are none; ``seen`` (n,) bool: a net was trained on it or on a copy.
+    """
+
+    judged: Judged
+    groups: list[str]
+    probabilities: npt.NDArray[np.float32]
+    seen: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges ``given`` with ``jobs`` threads; what is finished lies in ``stages``."""
+
+    given: AuditInput
+    stages: Stages
+    jobs: int
+    seed: int
+    folds: int
+    progress: bool
+
+    def judge(self, checkpoints: Sequence[Checkpoint], recipe: Recipe | None) -> Judgement:
+        """Judge by the embeddings of the nets; labels by ``recipe``, trained in folds, if named."""
+        table, names = self.given.table, self.given.table["path"].tolist()
+        truth = table["label"].to_numpy(dtype=np.int64)
+        measured = self._measured(names)
+        hashes = measured["sha256"].tolist()
+        pairs = self._pairs(names, measured)
+        groups = duplicates.group_copies(names, hashes, pairs, list(table.get("group", [])))
+        embedded = [self._embedded(i, net, hashes) for i, net in enumerate(checkpoints)]
+        folds = embeddings.fold_of(groups, self.folds, self.seed)
+        if recipe is None:
+            each = [embeddings.out_of_fold(found["final"], truth, folds) for found in embedded]
+            probabilities = np.mean(each, axis=0)
+        else:
+            probabilities = self._by_training(recipe, truth, folds, measured)
+        good = measured["reason"] == ""
+        label_scores = labels.label_scores(truth, probabilities)
+        far = outliers.outlier_scores([found["early"] for found in embedded], good)
+        judged = Judged(names, truth, measured, pairs, label_scores, far, self.given.faces)
+        seen = [embeddings.seen_by(net, hashes, groups) for net in checkpoints]
+        return Judgement(judged, groups, probabilities, np.any(seen, axis=0))
+
+    def _measured(self, names: Sequence[str]) -> dict[str, npt.NDArray]:
+        source = self.given.source
+        # Names and not contents: these are read here. A changed size or date is another file.
+        key = key_of(source.path, *names, *_dates(source, names))
+
+        def make() -> Arrays:
+            with self._bar("pictures", len(names)) as bar:
+                return pictures.measure_all(source, names, self.jobs, bar)
+
+        return self.stages.get("pictures", key, make)
+
+    def _pairs(self, names: Sequence[str], measured: Mapping[str, npt.NDArray]) -> duplicates.Pairs:
+        """Compare one picture of each content; blank ones would all resemble each other."""
+        first_of: dict[str, int] = {}
+        for row in sorted(range(len(names)), key=names.__getitem__):
+            if not measured["reason"][row] and measured["blank"][row] < 0.5:
+                first_of.setdefault(str(measured["sha256"][row]), row)
+        # By name: what just counts as the same photograph depends a little on who comes first.
+        rows = np.array(list(first_of.values()), dtype=np.int64)
+
+        def make() -> Arrays:
+            with self._bar("near-duplicates", len(rows)) as bar:
+                found = duplicates.near_duplicates(measured["fingerprints"][rows], self.jobs, bar)
+            first, second = rows[found.first], rows[found.second]
+            return {
+                "first": np.minimum(first, second),
+                "second": np.maximum(first, second),
+                "agreement": found.agreement,
+                "mirrored": found.mirrored,
+            }
+
+        key = key_of(*measured["sha256"].tolist())
+        return duplicates.Pairs(**self.stages.get("near_duplicates", key, make))
+
+    def _embedded(
+        self, number: int, checkpoint: Checkpoint, hashes: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.float16]]:
+        weights = embeddings.hash_weights(checkpoint)
+        key = key_of(hashes, checkpoint.recipe.arch, checkpoint.preprocessing, weights)
+
+        def make() -> Arrays:
+            with self._bar("embeddings", len(hashes)) as bar:
+                table, source = self.given.table, self.given.source
+                return embeddings.embed_all(checkpoint, table, source, self.jobs, bar)
+
+        return self.stages.get(f"embeddings_{number}", key, make)
+
+    def _by_training(
+        self,
+        recipe: Recipe,
+        truth: npt.NDArray[np.int64],
+        folds: npt.NDArray[np.int64],
+        measured: Mapping[str, npt.NDArray],
+    ) -> npt.NDArray[np.float32]:
+        hashes, good = measured["sha256"], np.flatnonzero(measured["reason"] == "")
+        table = self.given.table.iloc[good].assign(sha256=hashes[good].astype(object))
+        probabilities = np.full((len(truth), len(CLASSES)), np.nan, dtype=np.float32)
+        for fold in np.unique(folds[good]).tolist():
+            held_out = folds[good] == fold
+            key = key_of(hashes.tolist(), truth.tolist(), recipe, fold, self.folds, self.seed)
+
+            def make(held_out: npt.NDArray[np.bool_] = held_out, fold: int = fold) -> Arrays:
+                folder = self.stages.folder / f"training_{fold}"
+                data = self.given.source.path
+                return {
+                    "probabilities": embeddings.train_fold(
+                        recipe, table, data, held_out, folder, self.seed, self.jobs
+                    )
+                }
+
+            found = self.stages.get(f"fold_{fold}", key, make)["probabilities"]
+            probabilities[good[held_out]] = found[held_out]
+        return probabilities
+
+    @contextmanager
+    def _bar(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+        with tqdm(
+            total=total, desc=name, unit="img", disable=not self.progress, file=Stderr()
+        ) as bar:
+            yield bar.update
+
+
+def _dates(source: Source, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return size and date of the archive, or of each file; (0, 0) for one that is gone."""
+    paths = [source.path] if source.path.is_file() else [source.path / name for name in names]
+    found = []
+    for path in paths:
+        try:
+            status = path.stat()
+            found.append((status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append((0, 0))
+    return found
