@@ -248,7 +248,7 @@ class Pretraining:
             classes=CLASSES,
             preprocessing=self.recipe.preprocessing,
             weights=self.weights(),
-            seen=self.seen,
+            seen_hashes=self.seen,
             epoch=max(0, self.epoch - 1),
             temperature=self.temperature,
             metrics=self.metrics,

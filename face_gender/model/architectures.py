@@ -1,4 +1,8 @@
-"""The nets: two published compact ones and every torchvision classifier, by name."""
+"""The nets, by name: two published compact ones, the ResNets, every torchvision classifier.
+
+torchvision is imported where one of its nets or ImageNet weights are asked for, since importing it
+takes as long as importing torch.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from face_gender.errors import InputError
+from face_gender.model.resnet import RESNETS, ResNet
 
 
 class CompactCNN(nn.Module):
@@ -87,7 +91,11 @@ def is_own(arch: str) -> bool:
 
 def check_arch(arch: str) -> None:
     """Raise InputError, with the nearest names, unless ``arch`` is a net that can be built."""
-    known = [*_OWN, *torchvision.models.list_models(module=torchvision.models)]
+    if arch in _OWN or arch in RESNETS:
+        return
+    from torchvision import models
+
+    known = [*_OWN, *models.list_models(module=models)]
     if arch not in known:
         near = difflib.get_close_matches(arch, known, n=3) or sorted(_OWN)
         raise InputError(f"there is no net named {arch!r}: did you mean {' or '.join(near)}?")
@@ -111,18 +119,32 @@ def build_model(arch: str, classes: int = 2, imagenet: bool = False) -> nn.Modul
     ImageNet file cannot be had.
     """
     check_arch(arch)
+    if imagenet and is_own(arch):
+        raise InputError(f"{arch} has no ImageNet weights: use init='none' or a .pth file.")
     if is_own(arch):
-        if imagenet:
-            raise InputError(f"{arch} has no ImageNet weights: use init='none' or a .pth file.")
         return _OWN[arch](classes)
+    if arch in RESNETS and not imagenet:
+        return ResNet(*RESNETS[arch], classes)
     model = _with_imagenet(arch) if imagenet else _without_weights(arch)
     _drop_auxiliary_heads(model)
     _replace_head(model, classes)
     return model
 
 
+def build_empty(arch: str, classes: int = 2) -> nn.Module:
+    """Build a net of names and shapes without memory (torch's meta device), where that can be.
+
+    To sample first weights that are replaced at once takes as long as to label a small folder.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(arch, classes)
+    except NotImplementedError:  # RegNets calculate while they are built
+        return build_model(arch, classes)
+
+
 def head_name(model: nn.Module) -> str:
-    """Return the name of the last layer, the one that answers with a number for each class."""
+    """Return the name of the last layer, the one with an output for each class."""
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-1]
 
@@ -155,10 +177,10 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def for_inference(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Turn a trained net into the form that answers fastest: eval mode, no gradients.
+    """Turn a trained net into the form that predicts fastest: eval mode, no gradients.
 
     Each batch norm is folded into the convolution before it, and weights are held in ``dtype``,
-    which the net then takes its pictures in.
+    in which the net then takes its pictures.
     """
     model = _fold_batch_norms(model.eval().requires_grad_(False))
     return to_device(model, device).to(dtype)
@@ -179,19 +201,19 @@ def _fold_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def probabilities_of(outputs: Tensor, temperature: float) -> Tensor:
-    """Return float32 probabilities (n, classes) for a net's outputs and its `Checkpoint`'s T.
+    """Return softmax(outputs / temperature), float32 (n, classes).
 
-    Above 1, T brings them closer together, below 1 further apart; it changes no answer. Also right
-    for log-probabilities, which are logits too.
+    A temperature above 1 brings probabilities closer together, one below 1 further apart; neither
+    changes a prediction. Also right for log-probabilities, which are logits too.
     """
     return (outputs.float() / temperature).softmax(dim=1)
 
 
 def embed(model: nn.Module, images: Tensor) -> Tensor:
-    """Return what a net makes of each picture on its way to the answer, (n, features) float32.
+    """Return the features of each picture, float32 (n, features).
 
-    The mean over the picture of the last convolution at each resolution, and what the last layer
-    is given: early ones tell a face from a wall, late ones one face from another.
+    The mean over the picture of the last convolution at each resolution, and the input of the last
+    layer: early ones tell a face from a wall, late ones one face from another.
     """
     head = head_name(model)
     means: dict[torch.Size, Tensor] = {}
@@ -238,7 +260,7 @@ def _replace_head(model: nn.Module, classes: int) -> None:
 
 
 def _drop_auxiliary_heads(model: nn.Module) -> None:
-    """Make GoogLeNet and Inception v3 answer with one tensor, in training too."""
+    """Make GoogLeNet and Inception v3 return one tensor, in training too."""
     if getattr(model, "aux_logits", False):
         model.aux_logits = False  # type: ignore[assignment]
         for name in ("AuxLogits", "aux1", "aux2"):
@@ -248,17 +270,21 @@ def _drop_auxiliary_heads(model: nn.Module) -> None:
 
 def _without_weights(arch: str) -> nn.Module:
     # The same as with the ImageNet weights, or a checkpoint would be rebuilt as another net.
+    from torchvision import models
+
     options = {"transform_input": True, "init_weights": True} if arch in _INCEPTIONS else {}
-    model: nn.Module = torchvision.models.get_model(arch, weights=None, **options)
+    model: nn.Module = models.get_model(arch, weights=None, **options)
     return model
 
 
 def _with_imagenet(arch: str) -> nn.Module:
-    weights = torchvision.models.get_model_weights(arch)
-    first = next(iter(weights))
+    from torchvision import models
+
+    first = next(iter(models.get_model_weights(arch)))
     try:
         with _network_timeout(30):
-            return torchvision.models.get_model(arch, weights=first)
+            model: nn.Module = models.get_model(arch, weights=first)
+            return model
     except Exception as error:  # no network, no space, a broken file: each has its own type
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(first.url).name
         raise InputError(

@@ -6,11 +6,11 @@ import io
 import itertools
 import json
 import os
-import pickle
 import platform
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,37 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import face_gender
+from face_gender import CLASSES
 from face_gender.data.preprocessing import FaceTransform, Preprocessing, as_dict, as_tuple
 from face_gender.errors import InputError, excerpt
 from face_gender.files import write_atomically
-from face_gender.model.architectures import build_model
+from face_gender.model.architectures import build_empty, build_model, head_name
 from face_gender.model.recipes import RECIPES, Recipe, get_recipe
-from face_gender.model.safe_load import check_pth
+from face_gender.model.safe_load import read_content
+from face_gender.model.state_dict import (
+    check_tensor,
+    check_tensors,
+    find_tensors,
+    load_weights,
+    rename,
+)
 
 FORMAT = 1
 _MOST_CLASSES = 1_000
 _LONGEST_NAME = 100  # of a class
 _LAST_EPOCH = 10**9
 _TEMPERATURES = (0.01, 100.0)
-# What a net's weights and counters are of. Others cannot be turned into float32, or mean others.
-_DTYPES = frozenset((
-    torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-))  # fmt: skip
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a checkpoint's figures depend on."""
+    """Return the versions of the libraries that a checkpoint's figures depend on."""
     return {
         "face_gender": face_gender.__version__,
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),
         "pillow": PIL.__version__,
         "python": platform.python_version(),
     }
@@ -57,8 +59,8 @@ class Checkpoint:
     """A trained net, with all that is needed to rebuild it and to judge it.
 
     ``classes``: names in the order of the net's outputs; ``epoch``: 0-based, None where it is
-    not known; ``metrics``: figures on the validation split; ``seen``: (n,) int64, sorted, the
-    first 64 bits of the sha256 of every picture that it was trained or chosen on;
+    not known; ``metrics``: figures on the validation split; ``seen_hashes``: (n,) int64, sorted,
+    the first 64 bits of the sha256 of every picture that it was trained or chosen on;
     ``weights``: the state_dict; ``temperature``: probabilities are softmax(outputs / temperature),
     0.01..100, fitted on the validation split (`metrics.fit_temperature`).
     """
@@ -69,9 +71,14 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     epoch: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    seen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    seen_hashes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     versions: Mapping[str, str] = field(default_factory=versions)
     temperature: float = 1.0
+
+    @property
+    def seen(self) -> Tensor:
+        """The former name of ``seen_hashes``."""
+        return self.seen_hashes
 
     def save(
         self,
@@ -103,7 +110,7 @@ class Checkpoint:
             # Through JSON: pickle writes whether two strings are one object, and a file is to
             # depend on what it holds alone.
             **json.loads(json.dumps(_plain(described))),
-            "seen": self.seen,
+            "seen": self.seen_hashes,
             "weights": weights,
             **({"training": training} if training else {}),
         }
@@ -118,16 +125,10 @@ class Checkpoint:
         Raises InputError where the weights do not fit the recipe's net and the classes.
         """
         name = f"{self.recipe.name} with {len(self.classes)} classes"
-        try:
-            # Without memory: to draw first weights that are replaced at once takes as long as to
-            # label a small folder.
-            with torch.device("meta"):
-                model = build_model(self.recipe.arch, len(self.classes))
-            load_weights(model, self.weights, name, assign=True)
-        except NotImplementedError:  # a net that calculates while it is built
-            model = None
-        tensors = itertools.chain(model.parameters(), model.buffers()) if model else ()
-        if model is None or any(each.is_meta for each in tensors):  # what the file lacks
+        model = build_empty(self.recipe.arch, len(self.classes))
+        load_weights(model, self.weights, name, assign=True)
+        if any(each.is_meta for each in itertools.chain(model.parameters(), model.buffers())):
+            # The file lacks counters.
             model = build_model(self.recipe.arch, len(self.classes))
             load_weights(model, self.weights, name)
         return model.eval(), self.preprocessing.eval_transform()
@@ -149,8 +150,10 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint of this kit, or a plain state_dict with its ``recipe`` and ``classes``.
 
-    A checkpoint knows both by itself; naming others than its own is refused. No code in the file
-    is ever run (``weights_only``). Raises InputError, in one sentence, for all that is wrong.
+    A checkpoint knows both by itself; naming others than its own is refused. A state_dict may be
+    wrapped in dicts and its names in prefixes (`state_dict.find_tensors`, `rename`); one with a
+    single output, whose sigmoid is the probability of class 1, takes two classes. No code in the
+    file is ever run (``weights_only``). Raises InputError, in one sentence, for all that is wrong.
     """
     path = Path(path)
     weights = read_weights(path)
@@ -164,8 +167,19 @@ def load_checkpoint(
         )
     if len(set(classes)) < len(classes):
         raise InputError(f"the classes {','.join(classes)} name one twice: give each its own name.")
+    if len(classes) < 2:
+        raise InputError(
+            f"{path} cannot tell apart the one class {','.join(classes)}: name two with --classes, "
+            "of a single output (a sigmoid) the one for 0 first."
+        )
     known = get_recipe(recipe)
-    return Checkpoint(known, tuple(classes), known.preprocessing, weights, versions={})
+    model = build_empty(known.arch, len(classes))
+    try:
+        load_weights(model, weights, f"{recipe} with {len(classes)} classes", assign=True)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    kept = {key: each for key, each in model.state_dict().items() if not each.is_meta}
+    return Checkpoint(known, tuple(classes), known.preprocessing, kept, versions={})
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -180,46 +194,35 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_weights(path: str | os.PathLike[str]) -> Checkpoint | dict[str, Tensor]:
-    """Read a .pth: a checkpoint of this kit, or the plain state_dict that it is instead."""
+    """Read a .pth or .safetensors: a checkpoint of this kit, or the plain state_dict in it."""
     path = Path(path)
     content = read_content(path)
-    if "weights" in content and "recipe" in content:
+    if {"format", "weights", "recipe"} <= content.keys():
         return parse_content(content, path)
-    return _state_dict(content, path)
+    return find_tensors(content, path)
 
 
-def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], name: str, assign: bool = False
-) -> None:
-    """Copy a state_dict into a model, all of it. Raises InputError where the two differ.
+def start_from(
+    model: nn.Module, path: str | os.PathLike[str], name: str, classes: Sequence[str] = CLASSES
+) -> Tensor:
+    """Load the weights of any such file into a net that is to be trained for ``classes``.
 
-    ``assign``: the model has no memory yet; it gets a copy, in float32.
+    A last layer for other classes stays new, with a warning. ``name``: of the net, for sentences.
+    Returns the hashes of the pictures that the weights have seen, as far as the file knows them.
+    Raises InputError.
     """
-    own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - own.keys())
-    # Files older than PyTorch 0.4.1 lack this counter, which no prediction uses.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        example = f"no {missing[0]}" if missing else f"{unexpected[0]}, which the net has not"
-        raise InputError(
-            f"these weights are not those of {name} (they have {example}): "
-            "name the recipe that they were trained with."
-        )
-    for key, tensor in weights.items():
-        if own[key].shape != tensor.shape:
-            raise InputError(
-                f"these weights are not those of {name}: {key} is {tuple(tensor.shape)} "
-                f"and should be {tuple(own[key].shape)}: name their own recipe and classes."
-            )
-        if own[key].is_floating_point() and not tensor.is_floating_point():
-            raise InputError(
-                f"these weights are not those of {name}: {key} holds whole numbers "
-                f"({tensor.dtype}) and should hold fractions: save model.state_dict() instead."
-            )
-    if assign:
-        weights = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in weights.items()}
-    model.load_state_dict(dict(weights), strict=False, assign=assign)
+    found = read_weights(path)
+    known = found if isinstance(found, Checkpoint) else None
+    weights = rename(known.weights if known else found, model)  # type: ignore[arg-type]
+    own, head = model.state_dict(), head_name(model)
+    for key in (f"{head}.weight", f"{head}.bias"):
+        if key in weights and key in own and weights[key].shape != own[key].shape:
+            warnings.warn(f"{path}: {key} is for other classes, it starts anew", stacklevel=2)
+            weights[key] = own[key]
+        elif key in weights and known and sorted(known.classes) == sorted(classes):
+            weights[key] = weights[key][[known.classes.index(each) for each in classes]]
+    load_weights(model, weights, f"{name}, which {path} is to start")
+    return known.seen_hashes if known else torch.empty(0, dtype=torch.int64)
 
 
 def as_int64(sha256: str) -> int:
@@ -230,41 +233,6 @@ def as_int64(sha256: str) -> int:
 def hash64(sha256: Iterable[str]) -> Tensor:
     """Return the first 64 bits of each hexadecimal sha256 as sorted, distinct int64."""
     return torch.tensor(sorted({as_int64(each) for each in sha256}), dtype=torch.int64)
-
-
-def read_content(path: Path) -> dict[str, Any]:
-    """Return the plain data and tensors of a .pth, on the CPU. Raises InputError."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the path of a .pth file.")
-    try:
-        check_pth(path)
-        with warnings.catch_warnings():
-            # A TorchScript file is refused below, in words of our own.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: give the path of a .pth file.") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds more than weights (a whole pickled model, or no weights at all), and "
-            "code in it is never run: save model.state_dict() instead."
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error}): give the path of a .pth file."
-        ) from error
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file raises anything, in paragraphs of torch's own
-        raise InputError(
-            f"{path} is not a whole .pth file (cut short, damaged, or something else under that "
-            "name): copy or train it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} holds no weights but a {type(content).__name__}: give a .pth file."
-        )
-    return as_dict(content)
 
 
 def parse_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -283,17 +251,21 @@ def parse_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
             "preprocessing": Preprocessing.from_dict(preprocessing),
             "epoch": _epoch(content["epoch"]),
             "metrics": _metrics(content["metrics"]),
-            # Which files of earlier versions lack.
+            # Files of earlier versions lack it.
             "temperature": _temperature(content.get("temperature", 1.0)),
-            "seen": _hashes(content["seen"]),
+            "seen_hashes": _hashes(content["seen"]),
             "versions": as_dict(content["versions"]),
+            "weights": as_dict(content["weights"]),
         }
-        weights = as_dict(content["weights"])
     except _MALFORMED as error:
         raise InputError(
             f"{path} is not a whole checkpoint ({_first_line(error)}): copy or train it again."
         ) from error
-    return Checkpoint(weights=_state_dict(weights, path), **parts)
+    pairs = parts["weights"].items()
+    if not pairs or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs):
+        raise InputError(f"{path} holds no weights: copy or train it again.")
+    check_tensors(parts["weights"], path)
+    return Checkpoint(**parts)
 
 
 _MALFORMED = (InputError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -333,16 +305,8 @@ def _temperature(value: Any) -> float:
 def _hashes(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 1:
         raise TypeError("seen is no tensor of hashes")
-    _check_tensor(value)
+    check_tensor(value)
     return value
-
-
-def _check_tensor(tensor: Tensor) -> None:
-    """Raise TypeError or ValueError for what is not simply numbers, each of them in the file."""
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
-        raise TypeError(f"{tensor.dtype}, {tensor.layout}, on {tensor.device}")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{tensor.numel():,} values, and fewer are in the file")
 
 
 def _check_claims(
@@ -358,25 +322,6 @@ def _check_claims(
             f"{path} has the classes {','.join(checkpoint.classes)}, not {','.join(classes)}: "
             "leave --classes out, the file knows them."
         )
-
-
-def _state_dict(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the tensors, also from under the names that other training scripts put them."""
-    for name in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content.get(name), dict):
-            content = as_dict(content[name])
-    pairs = content.items()
-    if not pairs or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs):
-        raise InputError(f"{path} holds no weights: save model.state_dict().")
-    for name, tensor in pairs:
-        try:
-            _check_tensor(tensor)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}: {excerpt(name)} is no plain weight ({error}): "
-                "save model.state_dict() of a net in float32."
-            ) from error
-    return {name.removeprefix("module."): tensor for name, tensor in pairs}
 
 
 def _plain(value: Any) -> Any:

@@ -4,41 +4,64 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from numbers import Integral, Real
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Literal
 
 from face_gender.data.augmentation import Augmentation, is_number
 from face_gender.data.preprocessing import Preprocessing, as_dict, as_tuple
-from face_gender.errors import InputError
+from face_gender.errors import InputError, excerpt
 from face_gender.model.architectures import check_arch, check_size, is_own
 
 _LONGEST_TEXT = 4096  # that of a path on most systems
+_CHOICES = {
+    "optimizer": ("adam", "adamw", "sgd"),
+    "loss": ("cross_entropy", "nll"),
+    "schedule": ("constant", "one_cycle"),
+    "best_by": ("val_accuracy", "val_loss"),
+}
+# Every number of a recipe: whether a value will do, and the words for one that does.
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (lambda value: value > 0, "a number above zero"),
+    "weight_decay": (lambda value: value >= 0, "a number from zero up"),
+    "momentum": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "a fraction from 0 to below 1"),
+    "distillation": (lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
+    "average": (lambda value: 0 <= value < 1, "a decay from 0 to below 1"),
+    "start_size": (lambda value: 0 < value <= 1, "a fraction above 0, to 1"),
+}
+_COUNTS = ("epochs", "batch_size")
+_SWITCHES = ("amsgrad", "feature_extract")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training run but the data, the seed and the machine.
 
-    ``arch``: a name that `models.build_model` knows. ``init``: "imagenet", "none" (random
-    weights) or the path of a .pth to start from. ``frozen``: submodules that keep the weights
-    they start with; nothing is frozen when ``init`` is "none", since random layers would stay
-    random. ``feature_extract``: train the last layer alone. ``loss``: "nll" for a net that
-    answers with log-probabilities. ``label_smoothing``: the share of each target that is spread
-    over all classes (Szegedy et al., arXiv:1512.00567). ``distillation``: the share that a
-    teacher's answer has in each target (Hinton et al., arXiv:1503.02531), where the index has a
-    column ``teacher``, the probability of female. ``schedule``: "one_cycle" (Smith and
-    Topin, arXiv:1708.07120) raises the learning rate to its value over the first quarter of all
-    steps and lowers it to nearly nothing over the rest. ``best_by``: what the best epoch is
-    chosen by on the validation split. ``average``: decay of the exponential moving average of the
-    weights, a step (Polyak and Juditsky, 1992), which is what is validated and saved; 0: none.
-    ``start_size``: the share of the side of the first epoch's pictures, which grows to 1 over the
-    first two thirds of all epochs (progressive resizing, fast.ai), where ``init`` is "none": a net
-    that has learnt already knows faces of one size, and would have to learn them anew.
-    ``patience``: stop after so many epochs without a better one; None: never.
-    Raises ValueError for contradictions, InputError for a net that does not exist.
+    - ``arch``: a name that `architectures.build_model` knows.
+    - ``init``: "imagenet", "none" (random weights) or the path of a .pth to start from.
+    - ``frozen``: submodules that keep the weights they start with; nothing is frozen when ``init``
+      is "none", since random layers would stay random.
+    - ``feature_extract``: train the last layer alone.
+    - ``loss``: "nll" for a net whose outputs are log-probabilities.
+    - ``label_smoothing``: the fraction of each target that is spread over all classes (Szegedy et
+      al., arXiv:1512.00567).
+    - ``distillation``: the fraction of each target that is a teacher's prediction (Hinton et al.,
+      arXiv:1503.02531), where the index has a column ``teacher``, the probability of female.
+    - ``schedule``: "one_cycle" (Smith and Topin, arXiv:1708.07120) raises the learning rate to its
+      value over the first quarter of all steps and lowers it to nearly nothing over the rest.
+    - ``best_by``: the figure on the validation split that the best epoch is chosen by.
+    - ``average``: decay of the exponential moving average of the weights, a step (Polyak and
+      Juditsky, 1992), which is validated and saved in their place; 0: none.
+    - ``start_size``: the first epoch's pictures have this fraction of the side, which grows to 1
+      over the first two thirds of all epochs (progressive resizing, fast.ai), where ``init`` is
+      "none": a net that has learnt already knows faces of one size and would learn them anew.
+    - ``patience``: stop after so many epochs without a better one; None: never.
+
+    Raises ValueError for values that no run can use and for contradictions, InputError for a net
+    that does not exist.
     """
 
     name: str
@@ -64,75 +87,67 @@ class Recipe:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        self._check_types()
+        self._check_values()
         check_arch(self.arch)
+        for contradiction, sentence in self._contradictions():
+            if contradiction:
+                raise ValueError(sentence)
+        check_size(self.arch, self.preprocessing.height, self.preprocessing.width)
+
+    def _check_values(self) -> None:
+        """Raise ValueError for a setting that is impossible by itself: a file may hold anything."""
+        init = os.fspath(self.init) if isinstance(self.init, os.PathLike) else self.init
+        for text in (self.name, self.arch, init, *self.frozen):
+            if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+                raise ValueError("names and frozen layers of a recipe are short texts.")
         if not self.name or any(sign in self.name for sign in '/\\:*?"<>|') or self.name[0] == ".":
             raise ValueError(f"{self.name!r} cannot be a recipe's name: it names a folder too.")
-        if self.optimizer not in ("adam", "adamw", "sgd"):
-            raise ValueError(f"optimizer is 'adam', 'adamw' or 'sgd', not {self.optimizer!r}.")
-        for setting in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, setting), Integral) or getattr(self, setting) < 1:
+        for setting, choices in _CHOICES.items():
+            value = getattr(self, setting)
+            if not isinstance(value, str) or value not in choices:
+                listed = " or ".join(map(repr, choices))
+                raise ValueError(f"{setting} is {listed}, not {excerpt(value)!r}.")
+        for setting, (will_do, words) in _NUMBERS.items():
+            value = getattr(self, setting)
+            if not is_number(value) or not will_do(value):
+                raise ValueError(f"{setting} is {words}.")
+        for setting in _COUNTS:
+            if not _is_count(getattr(self, setting)):
                 raise ValueError(f"{setting} is a whole number above zero.")
-        if not isinstance(self.learning_rate, Real) or self.learning_rate <= 0:
-            raise ValueError("learning_rate is a number above zero.")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError("patience is a number of epochs above zero, or None.")
-        if self.loss not in ("cross_entropy", "nll") or (self.loss == "nll") != _log_output(self):
-            raise ValueError("loss is 'nll' for dropout_cnn and 'cross_entropy' for all others.")
-        if self.schedule not in ("constant", "one_cycle"):
-            raise ValueError(f"schedule is 'constant' or 'one_cycle', not {self.schedule!r}.")
-        if not 0 <= self.label_smoothing < 1 or (self.label_smoothing and self.loss == "nll"):
-            raise ValueError("label_smoothing is from 0 to below 1, and 0 for loss='nll'.")
-        if not 0 <= self.average < 1:
-            raise ValueError("average is a decay from 0 to below 1.")
-        if not 0 < self.start_size <= 1:
-            raise ValueError("start_size is a share above 0, to 1.")
-        if not 0 <= self.distillation <= 1 or (self.distillation and self.loss == "nll"):
-            raise ValueError("distillation is a share from 0 to 1, and 0 for loss='nll'.")
-        if self.best_by not in ("val_accuracy", "val_loss"):
-            raise ValueError(f"best_by is 'val_accuracy' or 'val_loss', not {self.best_by!r}.")
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError("momentum belongs to optimizer='sgd'.")
-        if self.amsgrad and self.optimizer == "sgd":
-            raise ValueError("amsgrad belongs to optimizer='adam' or 'adamw'.")
-        if self.init == "imagenet" and is_own(self.arch):
-            raise ValueError(
-                f"{self.arch} has no ImageNet weights: use init='none' or a .pth file."
-            )
-        check_size(self.arch, self.preprocessing.height, self.preprocessing.width)
-        if self.init == "none" and self.feature_extract:
-            raise ValueError("feature_extract needs trained features: init cannot be 'none'.")
-
-    def _check_types(self) -> None:
-        """Raise ValueError for what no recipe can be made of: a file's may hold anything."""
-        choices = (self.optimizer, self.loss, self.schedule, self.best_by)
-        init = os.fspath(self.init) if isinstance(self.init, os.PathLike) else self.init
-        for text in (self.name, self.arch, init, *choices, *self.frozen):
-            if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
-                raise ValueError("names, choices and frozen layers of a recipe are short texts.")
-        for setting in (
-            "learning_rate",
-            "weight_decay",
-            "momentum",
-            "label_smoothing",
-            "distillation",
-            "average",
-            "start_size",
-        ):
-            if not is_number(getattr(self, setting)):
-                raise ValueError(f"{setting} is a number.")
-        for setting in ("amsgrad", "feature_extract"):
+        for setting in _SWITCHES:
             if not isinstance(getattr(self, setting), bool):
                 raise ValueError(f"{setting} is True or False.")
-        if self.patience is not None and not isinstance(self.patience, Integral):
+        if self.patience is not None and not _is_count(self.patience):
             raise ValueError("patience is a number of epochs above zero, or None.")
 
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        """Yield, for settings that exclude each other, whether they do here, and the sentence."""
+        nll, sgd = self.loss == "nll", self.optimizer == "sgd"
+        yield (
+            nll != (self.arch == "dropout_cnn"),
+            "loss is 'nll' for dropout_cnn and 'cross_entropy' for all others.",
+        )
+        yield nll and self.label_smoothing > 0, "label_smoothing is 0 for loss='nll'."
+        yield nll and self.distillation > 0, "distillation is 0 for loss='nll'."
+        yield self.momentum > 0 and not sgd, "momentum belongs to optimizer='sgd'."
+        yield self.amsgrad and sgd, "amsgrad belongs to optimizer='adam' or 'adamw'."
+        yield (
+            self.init == "imagenet" and is_own(self.arch),
+            f"{self.arch} has no ImageNet weights: use init='none' or a .pth file.",
+        )
+        yield (
+            self.init == "none" and self.feature_extract,
+            "feature_extract needs trained features: init cannot be 'none'.",
+        )
+
     def size_fraction(self, epoch: int) -> float:
-        """Return the fraction of the side that the pictures of an epoch have."""
+        """Return the fraction of the side that the pictures of an epoch have (0-based)."""
         if self.init != "none" or epoch == self.epochs - 1:
             return 1.0
         grown = min(1.0, epoch / (self.epochs * 2 / 3))
         return self.start_size + (1 - self.start_size) * grown
+
+    share_of_size = size_fraction  # the former name
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` takes back."""
@@ -147,8 +162,8 @@ class Recipe:
         return cls(**values)
 
 
-def _log_output(recipe: Recipe) -> bool:
-    return recipe.arch == "dropout_cnn"
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and value > 0  # type: ignore[operator]
 
 
 _PUBLISHED = (
@@ -244,16 +259,13 @@ def get_recipe(name: str, /, size: tuple[int, int] | None = None, **changes: Any
     InputError for a name that is not known and ValueError for a change that contradicts the rest.
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}."
+        hint = _nearest(name, list(RECIPES), "choose one of")
         raise InputError(f"there is no recipe named {name!r}: {hint}")
     recipe = RECIPES[name]
     known = [each.name for each in fields(Recipe)]
-    for change in changes:
-        if change not in known:
-            near = difflib.get_close_matches(change, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}."
-            raise ValueError(f"a recipe has no setting {change!r}: {hint}")
+    if unknown := next((change for change in changes if change not in known), None):
+        hint = _nearest(unknown, known, "choose from")
+        raise ValueError(f"a recipe has no setting {unknown!r}: {hint}")
     if changes.get("arch", recipe.arch) != recipe.arch:
         own = changes["arch"] if changes["arch"] not in RECIPES else f"{name}_{changes['arch']}"
         changes = {"name": own, "frozen": (), **changes}
@@ -263,3 +275,8 @@ def get_recipe(name: str, /, size: tuple[int, int] | None = None, **changes: Any
         preprocessing = changes.get("preprocessing", recipe.preprocessing)
         changes["preprocessing"] = replace(preprocessing, height=size[0], width=size[1])
     return replace(recipe, **changes)
+
+
+def _nearest(name: str, known: Sequence[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(known)}."

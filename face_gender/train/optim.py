@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 
 from face_gender import CLASSES
 from face_gender.errors import InputError
-from face_gender.model.architectures import build_model, freeze, freeze_all_but_head, head_name
-from face_gender.model.checkpoint import Checkpoint, load_weights, read_weights
+from face_gender.model.architectures import build_model, freeze, freeze_all_but_head
+from face_gender.model.checkpoint import Checkpoint, load_weights, start_from
 from face_gender.model.recipes import Recipe
 
 
@@ -28,9 +27,9 @@ def build_for(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module
     seen = torch.empty(0, dtype=torch.int64)
     if last is not None:
         load_weights(model, last.weights, recipe.name)
-        seen = last.seen
+        seen = last.seen_hashes
     elif recipe.init not in ("imagenet", "none"):
-        seen = _load_init(model, recipe)
+        seen = start_from(model, recipe.init, recipe.arch)
     if recipe.feature_extract:
         freeze_all_but_head(model)
     elif recipe.init != "none":
@@ -55,24 +54,6 @@ def _try_size(model: nn.Module, recipe: Recipe) -> None:
             raise InputError(
                 f"{recipe.arch} cannot take pictures of {height} x {width} pixels: {cure}"
             ) from error
-
-
-def _load_init(model: nn.Module, recipe: Recipe) -> Tensor:
-    """Start from a .pth; a last layer for other classes stays new. Return its training hashes."""
-    found = read_weights(recipe.init)
-    known = found if isinstance(found, Checkpoint) else None
-    weights = dict(known.weights if known else found)  # type: ignore[arg-type]
-    own, head = model.state_dict(), head_name(model)
-    for key in (f"{head}.weight", f"{head}.bias"):
-        if key in weights and key in own and weights[key].shape != own[key].shape:
-            warnings.warn(
-                f"{recipe.init}: {key} is for other classes, it starts anew", stacklevel=2
-            )
-            weights[key] = own[key]
-        elif key in weights and known and sorted(known.classes) == sorted(CLASSES):
-            weights[key] = weights[key][[known.classes.index(name) for name in CLASSES]]
-    load_weights(model, weights, f"{recipe.arch}, which {recipe.init} is to start")
-    return known.seen if known else torch.empty(0, dtype=torch.int64)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
