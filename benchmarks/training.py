@@ -13,8 +13,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from face_gender.train.optim import loss_of
-from face_gender.train.run import Run
 from torch.utils.data import DataLoader
 
 from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
@@ -27,6 +25,8 @@ from face_gender.files import cpu_count
 from face_gender.model.architectures import build_model
 from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train.loop import train_epoch
+from face_gender.train.optim import loss_of
+from face_gender.train.run import Run
 
 
 def parse() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Where bytes come from and where they go: folders and .zip archives in, whole files out.
+"""Files: read whole and only where they are files, written whole or not at all.
 
 Needs the standard library alone, so that commands can check their arguments before anything
 heavy is imported."""
@@ -21,8 +21,8 @@ from typing import IO
 from face_gender.errors import InputError
 
 IMAGE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".avif", ".heic", ".heif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".hif", ".jxl",
 ))  # fmt: skip
 
 # More than the pixels that images.py accepts take uncompressed: no picture, but a bomb.
@@ -54,7 +54,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return a file's bytes. Raises OSError, also for pipes, devices and over MAX_BYTES."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        _check_size(size)
+        check_size(size)
         data = file.read(size + 1)
     if len(data) != size:
         raise OSError("changed while it was read")
@@ -67,7 +67,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """Raise OSError for more bytes than a picture can have."""
     if size > MAX_BYTES:
         raise OSError(f"decompression bomb: over {MAX_BYTES:,} bytes")
 

@@ -150,7 +150,9 @@ def test_classification_pulls_in_neither_pandas_nor_matplotlib_nor_training() ->
     )
     loaded = run_python(code).split()
     assert {name.split(".")[0] for name in loaded}.isdisjoint({"pandas", "matplotlib"})
-    assert not [name for name in loaded if name.startswith(("face_gender.train", "face_gender.audit"))]
+    assert not [
+        name for name in loaded if name.startswith(("face_gender.train", "face_gender.audit"))
+    ]
     assert "torch" in loaded
 
 

@@ -24,6 +24,10 @@ def few(tmp_path: Path) -> Path:
     return make_faces(tmp_path / "data", 5, 4)
 
 
+def split(arguments: list[str]) -> int:
+    return data_split.main(arguments, "data_split.py")
+
+
 def python(
     *arguments: str, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
@@ -39,7 +43,7 @@ def python(
 
 def test_command_writes_the_index_and_says_what_it_wrote(few: Path, capsys: Capture) -> None:
     before = snapshot(few)
-    assert data_split.main([str(few)]) == 0
+    assert split([str(few)]) == 0
     out = capsys.readouterr().out
     assert "male" in out and "train" in out
     assert f"{few / 'index.csv'}: 9 pictures" in out
@@ -50,7 +54,7 @@ def test_command_writes_the_index_and_says_what_it_wrote(few: Path, capsys: Capt
 
 def test_archive_is_indexed_beside_itself(few: Path, tmp_path: Path) -> None:
     archive = make_zip(few, tmp_path / "faces.zip", "faces/")
-    assert data_split.main([str(archive)]) == 0
+    assert split([str(archive)]) == 0
     assert set(read_index(tmp_path / "index.csv")["path"].str.split("/").str[0]) == {"faces"}
 
 
@@ -59,12 +63,12 @@ def test_options_reach_the_index(faces: Path, tmp_path: Path, capsys: Capture) -
     groups.write_text("path,group\nmale/m_0.jpg,x\nmale/m_1.jpg,x\n")
     output = tmp_path / "other.csv"
     options = ["--output", str(output), "--ratios", "50", "25", "25", "--groups", str(groups)]
-    assert data_split.main([str(faces), *options]) == 0
+    assert split([str(faces), *options]) == 0
     table = read_index(output)
     assert table["split"].value_counts().to_dict() == {"train": 20, "val": 10, "test": 10}
     assert (table["group"] == "x").sum() == 2
     assert not (faces / "index.csv").exists()
-    assert data_split.main([str(faces), *options, "--force", "--seed", "1"]) == 0
+    assert split([str(faces), *options, "--force", "--seed", "1"]) == 0
     assert read_index(output)["split"].tolist() != table["split"].tolist()
 
 
@@ -72,11 +76,23 @@ def test_what_is_left_out_is_named_on_stderr(few: Path, capsys: Capture) -> None
     (few / "male" / "zero.jpg").write_bytes(b"")
     content = (few / "male" / "m_0.jpg").read_bytes()
     (few / "female" / "also.jpg").write_bytes(content)
-    assert data_split.main([str(few)]) == 0
+    assert split([str(few)]) == 0
     captured = capsys.readouterr()
     assert "left out: male/zero.jpg: empty file\n" in captured.err
     assert "both labels: female/also.jpg, male/m_0.jpg\n" in captured.err
     assert "left out: 1 unreadable, 2 under both labels" in captured.out
+
+
+def test_class_folders_taken_and_files_passed_over_are_one_line(few: Path, capsys: Capture) -> None:
+    (few / "female").rename(few / "Women ")
+    for name in ("third/a.jpg", "male/@eaDir/m_0.jpg/SYNOPHOTO_THUMB_M.jpg", "male/notes.txt"):
+        (few / name).parent.mkdir(parents=True, exist_ok=True)
+        (few / name).write_bytes(b"x")
+    assert split([str(few)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "taken: male/ as male, Women / as female; passed over: 1 in folders that devices leave, "
+        "1 in other folders (third/), 1 with other endings"
+    )
 
 
 def missing_folder(data: Path) -> list[str]:
@@ -93,14 +109,24 @@ def missing_beside_an_index(data: Path) -> list[str]:
 
 
 def no_class_folders(data: Path) -> list[str]:
-    (data / "male").rename(data / "men")
-    (data / "female").rename(data / "women")
+    (data / "male").rename(data / "guys")
+    (data / "female").rename(data / "gals")
     return [str(data)]
 
 
 def one_class_folder(data: Path) -> list[str]:
-    (data / "male").rename(data / "men")
+    (data / "male").rename(data / "guys")
     return [str(data)]
+
+
+def list_of_other_columns(data: Path) -> list[str]:
+    (data / "list.csv").write_text("a;b\nmale/m_0.jpg;0\n")
+    return [str(data / "list.csv")]
+
+
+def list_of_other_labels(data: Path) -> list[str]:
+    (data / "list.csv").write_text("path,label\nmale/m_0.jpg,2\n")
+    return [str(data / "list.csv")]
 
 
 def empty_class(data: Path) -> list[str]:
@@ -168,8 +194,10 @@ def foreign_groups(data: Path) -> list[str]:
         (missing_folder, "does not exist"),
         (missing_archive, "does not exist"),
         (missing_beside_an_index, "does not exist"),
-        (no_class_folders, "no folders male/ and female/"),
+        (no_class_folders, "no folders male/ and female/ (it holds gals/, guys/)"),
         (one_class_folder, "no pictures in male/"),
+        (list_of_other_columns, "(columns: a, b; wanted: path, filename or image, and label, "),
+        (list_of_other_labels, "row 1: label '2' is not 0, 1, male or female"),
         (empty_class, "no pictures in female/"),
         (class_of_two, "female has 2"),
         (broken_archive, "cannot be read as a .zip archive"),
@@ -196,11 +224,12 @@ def test_mistake_is_one_sentence_exit_1_and_nothing_written(
 ) -> None:
     arguments = mistake(few)
     before = snapshot(few.parent)
-    assert data_split.main(arguments) == 1
+    assert split(arguments) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("data_split.py: ") and words in captured.err
     assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
+    assert "with data_split.py" not in captured.err  # which is running
     assert snapshot(few.parent) == before
 
 
@@ -210,7 +239,7 @@ def test_mistake_found_while_hashing_is_one_sentence_after_the_progress(
     for i in range(2):
         (few / "female" / f"f_{i}.jpg").write_bytes(b"")
     before = snapshot(few)
-    assert data_split.main([str(few)]) == 1
+    assert split([str(few)]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("data_split.py: ")
@@ -222,7 +251,7 @@ def test_mistake_found_while_hashing_is_one_sentence_after_the_progress(
 def test_read_only_folder_is_one_sentence(few: Path, capsys: Capture) -> None:
     few.chmod(0o500)
     try:
-        assert data_split.main([str(few)]) == 1
+        assert split([str(few)]) == 1
     finally:
         few.chmod(0o700)
     assert "cannot be written" in capsys.readouterr().err
@@ -234,14 +263,14 @@ def test_read_only_folder_is_one_sentence(few: Path, capsys: Capture) -> None:
 )
 def test_usage_mistake_exits_2_and_names_the_cure(arguments: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
-        data_split.main(arguments)
+        split(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
 
 
 def test_help_names_every_option(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
-        data_split.main(["--help"])
+        split(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for option in ("DATA", "--output", "--ratios", "--seed", "--groups", "--force", "exit codes"):
@@ -254,10 +283,10 @@ def test_interruption_exits_130_and_writes_nothing(
     def interrupt(data: bytes, name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("face_gender.data.scan.decode_image", interrupt)
+    monkeypatch.setattr("face_gender.data.hashing.decode_image", interrupt)
     draw_face("male", 9).save(few / "male" / "m_9.bmp")
     before = snapshot(few)
-    assert data_split.main([str(few)]) == 130
+    assert split([str(few)]) == 130
     assert "interrupted, nothing was written" in capsys.readouterr().err
     assert snapshot(few) == before
 
@@ -266,15 +295,15 @@ def test_interruption_exits_130_and_writes_nothing(
 def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(few: Path) -> None:
     code = (
         "import multiprocessing, os, signal, sys\n"
-        "import face_gender.data.__main__ as data_split, face_gender.data.scan as index\n"
+        "from face_gender.data import __main__ as data_split, hashing\n"
         # A shell's background job, as CI may be, starts with Ctrl-C ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "class Bar(index.tqdm):\n"
+        "class Bar(hashing.tqdm):\n"
         "    def update(self, n=1):\n"
         "        print('workers', len(multiprocessing.active_children()))\n"
         "        os.killpg(0, signal.SIGINT)\n"  # as a terminal does, to workers too
-        "index.tqdm, index._WORTH_PROCESSES, index._CHUNK = Bar, 1, 1\n"
-        "print('code', data_split.main([sys.argv[1]]))\n"
+        "hashing.tqdm, hashing.PROCESSES_FROM, hashing.CHUNK = Bar, 1, 1\n"
+        "print('code', data_split.main([sys.argv[1]], 'data_split.py'))\n"
         "print('left', multiprocessing.active_children())\n"
     )
     before = snapshot(few)
@@ -294,8 +323,9 @@ def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(few: Path) -> None:
 
 def test_command_needs_no_torch(few: Path) -> None:
     code = (
-        "import sys, data_split\n"
-        "data_split.main(sys.argv[1:])\n"
+        "import sys\n"
+        "from face_gender.data.__main__ import main\n"
+        "main(sys.argv[1:])\n"
         "print('torch' in sys.modules, 'pandas' in sys.modules)\n"
     )
     assert python("-c", code, str(few)).stdout.decode().splitlines()[-1] == "False True"
@@ -307,7 +337,7 @@ def test_trailing_slash_and_relative_path_with_spaces_and_cyrillic(
     make_faces(tmp_path / "мои лица", 3, 3)
     draw_face("male", 9).save(tmp_path / "мои лица" / "male" / "Иван Петров, 1.jpg")
     monkeypatch.chdir(tmp_path)
-    assert data_split.main(["мои лица/"]) == 0
+    assert split(["мои лица/"]) == 0
     table = read_index(tmp_path / "мои лица" / "index.csv")
     assert "male/Иван Петров, 1.jpg" in set(table["path"])
 

@@ -22,7 +22,8 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
         "data",
         type=Path,
         metavar="DATA",
-        help="folder that holds male/ and female/, its .zip archive, or an older CSV",
+        help="folder that holds male/ and female/ (or men/ and women/), its .zip archive, or a "
+        "CSV of the paths and labels of the pictures beside it",
     )
     parser.add_argument(
         "--output",
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
     """Write the index and say what is in it and what was left out."""
     # Imported late: --help and mistakes answer without pandas.
     from face_gender.data.index import Index
+    from face_gender.data.scan import taken_in_words
 
     index = Index.create(
         options.data,
@@ -75,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
     for paths in index.report.contradictions:
         print_stderr(f"left out, same bytes under both labels: {', '.join(paths)}")
     print(index.summary())
+    if note := taken_in_words(index.table["path"], index.source):
+        print(note)
 
 
 if __name__ == "__main__":

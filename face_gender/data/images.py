@@ -18,6 +18,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from face_gender.data import bmp, jpeg, png, tiff
+from face_gender.data.sources import Reader
 from face_gender.data.tiff import NotDecoded
 from face_gender.errors import excerpt, printable
 from face_gender.files import read_file

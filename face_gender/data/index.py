@@ -14,17 +14,17 @@ import pandas as pd
 
 from face_gender import CLASSES
 from face_gender.data.scan import (
-    _SEARCHED,
-    _hash_all,
-    _hash_one,
-    _read_groups,
-    _scan,
+    SEARCHED,
     check_matches,
+    check_picture,
+    hash_and_check,
+    read_groups,
     row_hashes,
+    scan_data,
 )
 from face_gender.data.sources import ArchiveSource, FolderSource, Source, open_source
-from face_gender.data.split import SPLITS, _check_ratios, split_rows
-from face_gender.data.tables import _text, read_index, write_index
+from face_gender.data.split import SPLITS, check_ratios, split_rows
+from face_gender.data.tables import read_index, text_column, write_index
 from face_gender.errors import InputError, printable
 from face_gender.files import check_output
 
@@ -108,7 +108,7 @@ class Index:
         on names or their order. Nothing but the CSV is written. Raises InputError.
         """
         data = Path(data)
-        fractions = _check_ratios(ratios)
+        fractions = check_ratios(ratios)
         output = Path(output) if output is not None else default_output(data)
         if data.exists():
             check_output(output, [data, *([Path(groups)] if groups else [])])
@@ -117,14 +117,14 @@ class Index:
                     f"{output} exists, and a split is drawn once: use it, name another --output, "
                     "or replace it with --force (force=True)."
                 )
-        scan = _scan(data)
-        group_of = {**scan.groups, **(_read_groups(Path(groups), scan.names) if groups else {})}
+        scan = scan_data(data)
+        group_of = {**scan.groups, **(read_groups(Path(groups), scan.names) if groups else {})}
         _check_classes(scan.labels, data, ())
-        hashes, unreadable = _hash_all(scan.source, scan.names, progress)
-        table = pd.DataFrame({"path": _text(scan.names), "label": scan.labels, "split": ""})
-        table["sha256"] = _text(hashes)
+        hashes, unreadable = hash_and_check(scan.source, scan.names, progress)
+        table = pd.DataFrame({"path": text_column(scan.names), "label": scan.labels, "split": ""})
+        table["sha256"] = text_column(hashes)
         if groups or group_of:
-            table["group"] = _text([group_of.get(name, "") for name in scan.names])
+            table["group"] = text_column([group_of.get(name, "") for name in scan.names])
         table = table[table["sha256"] != ""].reset_index(drop=True)
         table, contradictions = _without_contradictions(table)
         _check_classes(table["label"].tolist(), data, unreadable)
@@ -175,8 +175,8 @@ class Index:
         rows = set(self.table["path"])
         other = "readable: it has a twin under the other label, or came after the index was made"
         return [
-            (name, _hash_one(self.source, name)[1] or other)
-            for name in _scan(self.source.path).names
+            (name, check_picture(self.source, name)[1] or other)
+            for name in scan_data(self.source.path).names
             if name not in rows
         ]
 
@@ -204,8 +204,8 @@ def list_pictures(
     Also where to read them from, and (folder, reason) of folders that cannot be listed.
     Raises InputError as `Index.create` does.
     """
-    scan = _scan(Path(data))
-    table = pd.DataFrame({"path": _text(scan.names), "label": scan.labels})
+    scan = scan_data(Path(data))
+    table = pd.DataFrame({"path": text_column(scan.names), "label": scan.labels})
     return table, scan.source, scan.unlisted
 
 
@@ -218,7 +218,7 @@ def default_output(data: str | os.PathLike[str]) -> Path:
 def _find_source(index: Path, table: pd.DataFrame) -> Source:
     """Return the folder or the archive that an index lies in or beside, by its first pictures."""
     folder = index.absolute().parent
-    names = table["path"].tolist()[:_SEARCHED]
+    names = table["path"].tolist()[:SEARCHED]
     if any(os.path.isfile(folder / name) for name in names):
         return FolderSource(folder)
     for archive in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip"):

@@ -1,296 +1,181 @@
-"""Where bytes come from and where they go: folders and .zip archives in, whole files out.
+"""Where pictures come from: folders, .zip archives and single files, by name -> bytes. Reads only.
 
 Needs the standard library alone, so that commands can check their arguments before anything
 heavy is imported."""
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import os
-import re
-import struct
-import threading
+import time
+import unicodedata
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path, PurePath
-from typing import IO, Any, Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
+from face_gender.data.archives import ArchiveSource
+from face_gender.data.base_source import (
+    OTHER_ENDING,
+    BaseSource,
+    DriveGoneError,
+    ReadError,
+    is_hidden,
+    is_outside,
+    passed_over_as,
+    passed_over_in_words,
+)
 from face_gender.errors import InputError
-from face_gender.files import _check_size, has_image_suffix, read_file
+from face_gender.files import has_image_suffix, read_file
 
-# What reading a member takes: its place, bytes packed and unpacked, CRC-32, method and flags.
-_MEMBER = struct.Struct("<QQQIHH")
-_ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")  # of the archive's directory
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ENCRYPTED = 0b10_0000_0100_0001  # flags: the bytes, strongly, the directory too
-# A member of over 64 MiB that is packed smaller than this is no photograph.
-_MOST_PACKED = (2**26, 100)
-# What unpacking LZMA may take; its dictionary may be announced as 4 GB.
-_LZMA_MEMORY = 2**28
+__all__ = [
+    "ArchiveSource", "DriveGoneError", "FileSource", "FolderSource", "ReadError", "Reader",
+    "Source", "find_images", "image_names", "is_hidden", "is_outside", "list_images",
+    "open_source", "passed_over_in_words",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 
-class FolderSource:
-    """The regular files under a folder, by POSIX path relative to it. Reads only."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.unlisted: list[tuple[str, str]] = []
-        self.passed_over: Counter[str] = Counter()
+class FolderSource(BaseSource):
+    """The regular files under a folder, by POSIX path relative to it."""
 
     def names(self, recursive: bool = True) -> Iterator[str]:
-        """Yield the relative POSIX path of every file outside hidden folders, in no set order.
+        """Yield the relative POSIX path of every visible file, in no set order.
 
-        Linked folders are followed, each real folder once, so that a loop of links ends. Folders
-        inside that cannot be listed go into ``unlisted``, each with the reason. Raises InputError
-        where the folder itself cannot be.
+        Hidden files and those of devices are counted in ``passed_over``. Linked folders are
+        followed, each real folder once, so that a loop of links ends. Folders inside that cannot
+        be listed go into ``unlisted``. Raises InputError where the folder itself cannot be.
         """
+        self.unlisted, self.passed_over = [], Counter()
         visited: set[str] = set()
-        self.unlisted = []
-        for parent, folders, files in os.walk(
-            self.path, followlinks=True, onerror=self._note_unlisted
-        ):
-            real = os.path.realpath(parent)
+        waiting, counted = [""], list[str]()
+        while waiting or counted:  # those that are counted come last: links may show them
+            prefix = (waiting or counted).pop()
+            kind = passed_over_as(prefix)
+            real = os.path.realpath(os.path.join(self.path, prefix))
             if real in visited:
-                folders.clear()
                 continue
             visited.add(real)
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
-            inside = Path(parent).relative_to(self.path).as_posix()
-            prefix = "" if inside == "." else f"{inside}/"
-            yield from (prefix + name for name in files)
-            if not recursive:
-                return
+            folders, files = self._list(prefix, bool(kind))
+            for name in files:
+                own = kind or passed_over_as(name)
+                if own:
+                    self.passed_over[own] += 1
+                else:
+                    yield prefix + name
+            for name in sorted(folders, reverse=True) if recursive else ():
+                inner = f"{prefix}{name}/"
+                (counted if passed_over_as(inner) else waiting).append(inner)
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one file. Raises OSError as `read_file` does.
+        """Return the bytes of one file. Raises OSError as `read_file` does, ReadError for a drive.
 
-        Also for a name that leads out of the folder, which an index from elsewhere may hold.
-        Links in the folder are followed wherever they lead: who owns the folder put them there.
+        A name in another Unicode normal form is found. Raises OSError also for a name that leads
+        out of the folder, which an index from elsewhere may hold; links in the folder are
+        followed wherever they lead: who owns the folder put them there.
         """
-        if is_outside(name):
-            raise OSError("its name leads out of the folder")
-        return read_file(os.path.join(self.path, name))
+        return self._at(name, read_file)
 
     def stamp(self, name: str) -> tuple[int, int]:
         """Return size and time of change, another pair where a file is. Raises OSError."""
-        status = os.stat(os.path.join(self.path, name))
+        status = self._at(name, os.stat)
         return status.st_size, status.st_mtime_ns
 
-    def _note_unlisted(self, error: OSError) -> None:
-        folder = Path(error.filename)
-        if folder == self.path:
-            raise InputError(
-                f"{folder} cannot be listed ({error.strerror}): check its permissions."
-            ) from error
-        name = folder.relative_to(self.path).as_posix()
-        self.unlisted.append((f"{name}/", f"cannot be listed ({error.strerror})"))
+    def find(self, name: str) -> str | None:
+        """Return the name by which a file is there, in whichever Unicode normal form, or None."""
+        found = ""
+        if is_outside(name):
+            return None
+        for part in name.split("/"):
+            forms = dict.fromkeys((part, *(unicodedata.normalize(f, part) for f in ("NFC", "NFD"))))
+            there = (f for f in forms if os.path.lexists(os.path.join(self.path, found + f)))
+            part_found = next(there, None)
+            if part_found is None:
+                return None
+            found += f"{part_found}/"
+        return found[:-1]
+
+    def _at(self, name: str, function: Callable[[str], T]) -> T:
+        """Return what a function returns for a file's path."""
+
+        def call() -> T:
+            try:
+                return function(os.path.join(self.path, name))
+            except FileNotFoundError:
+                found = self.find(name)
+                if found is None or found == name:
+                    raise
+                return function(os.path.join(self.path, found))
+
+        if is_outside(name):
+            raise OSError("its name leads out of the folder")
+        return self._retry(name, call)
+
+    def _list(self, prefix: str, is_passed_over: bool) -> tuple[list[str], list[str]]:
+        """Return the names of the folders and of the files in a folder."""
+
+        def call() -> list[tuple[str, bool]]:
+            with os.scandir(os.path.join(self.path, prefix)) as entries:
+                return [(entry.name, _is_folder(entry)) for entry in entries]
+
+        found: list[tuple[str, bool]] = []
+        try:
+            found = self._retry(prefix, call)
+        except OSError as error:
+            if not prefix:
+                raise InputError(
+                    f"{self.path} cannot be listed ({error.strerror}): check its permissions."
+                ) from error
+            if not is_passed_over:
+                self.unlisted.append((prefix, f"cannot be listed ({error.strerror})"))
+        return [n for n, is_folder in found if is_folder], [n for n, is_f in found if not is_f]
 
 
-class ArchiveSource:
-    """The members of a .zip archive, read in place. Safe to use in threads and loader workers.
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
-    ``top``: a folder in the archive, with a slash at its end, that names are relative to.
-    The directory is read once, here; forked and pickled copies bring it along. It is kept as
-    bytes: with an object for each member, a forked worker would copy the memory of each that it
-    reads, as using an object writes into it. Nothing is ever unpacked into a file; members whose
-    names are absolute or lead upwards go into ``unlisted``, since results are written by name.
-    """
 
-    def __init__(self, path: Path, top: str = "") -> None:
-        self.path = path
-        self.top = top
-        self.passed_over: Counter[str] = Counter()
-        self._reset()
-        names, self._table = _read_directory(path) or self._directory_by_zipfile()
-        self.unlisted = [
-            (name, "its name leads out of the archive")
-            for name in names
-            if is_outside(name) and not name.endswith("/")
-        ]
-        outside = {name for name, _ in self.unlisted}
-        self._places = {
-            name.removeprefix(top): i
-            for i, name in enumerate(names)
-            if name.startswith(top) and name not in outside
+class FileSource(BaseSource):
+    """Single files, by name: their file names, or their paths as given where two are equal."""
+
+    def __init__(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        given = list(dict.fromkeys(map(Path, paths)))
+        parents = [str(path.absolute().parent) for path in given]
+        super().__init__(Path(os.path.commonpath(parents)), pause)
+        count = Counter(path.name for path in given)
+        self._paths = {
+            path.name if count[path.name] == 1 else path.as_posix(): path for path in given
         }
 
-    def _directory_by_zipfile(self) -> tuple[list[str], bytes]:
-        """Return what `_read_directory` does, of any archive. Raises InputError for no archive."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise InputError(
-                f"{self.path} cannot be read as a .zip archive ({error}): "
-                "make or download the archive again."
-            ) from error
-        table = b"".join(
-            _MEMBER.pack(
-                min(max(info.header_offset, 0), 2**62),  # any other place is outside the archive
-                info.compress_size,
-                info.file_size,
-                info.CRC,
-                info.compress_type,
-                info.flag_bits,
-            )
-            for info in infos
-        )
-        return [_member_name(info) for info in infos], table
-
-    def _reset(self) -> None:
-        self._file: IO[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("_file", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
-
     def names(self, recursive: bool = True) -> Iterator[str]:
-        """Yield the name of every file member, each once; not ``recursive``: the root's own."""
-        files = (name for name in self._places if not name.endswith("/"))
-        return files if recursive else (name for name in files if "/" not in name)
+        """Yield the name of every file, in the order given."""
+        yield from self._paths
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one member. Raises OSError where it is missing or damaged."""
-        place = self._places.get(name)
-        if place is None:
-            raise OSError(f"not in {self.path.name}")
-        offset, packed, size, crc, method, flags = _MEMBER.unpack_from(
-            self._table, place * _MEMBER.size
-        )
-        if flags & _ENCRYPTED:
-            raise OSError("encrypted in the archive")
-        if method not in _UNPACKED_BY:
-            raise OSError(f"packed by a method that is not known ({method})")
-        _check_size(size)
-        least, ratio = _MOST_PACKED
-        if size > least and size > ratio * packed:
-            raise OSError(f"decompression bomb: {size:,} bytes packed into {packed:,}")
-        data = _unpack(self._packed(offset, packed), method, size)
-        if data is None or zlib.crc32(data) != crc:
-            raise OSError("damaged in the archive, or changed since it was listed")
-        return data
+        """Return the bytes of one file. Raises OSError as `FolderSource.read` does."""
+        return self._retry(name, lambda: read_file(self._path(name)))
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return size and CRC-32, another pair where a member is. Raises OSError."""
-        place = self._places.get(name)
-        if place is None:
-            raise OSError(f"not in {self.path.name}")
-        _, _, size, crc, _, _ = _MEMBER.unpack_from(self._table, place * _MEMBER.size)
-        return size, crc
+        """Return size and time of change, another pair where a file is. Raises OSError."""
+        status = self._retry(name, lambda: os.stat(self._path(name)))
+        return status.st_size, status.st_mtime_ns
 
-    def _packed(self, offset: int, size: int) -> bytes:
-        """Return a member's bytes as they lie in the archive, fewer where something is odd."""
-        header = self._read_at(offset, _LOCAL_HEADER.size)
-        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
-            return b""
-        if size > os.fstat(self._opened().fileno()).st_size:  # memory is taken before it is read
-            return b""
-        _, *lengths = _LOCAL_HEADER.unpack(header)
-        return self._read_at(offset + _LOCAL_HEADER.size + sum(lengths), size)
+    def find(self, name: str) -> str | None:
+        """Return the name if it is one of those given, or None."""
+        return name if name in self._paths else None
 
-    def _opened(self) -> IO[bytes]:
-        """Return the archive's file: the same to all threads, as a second would close the first."""
-        if self._file is None:
-            with self._lock:
-                if self._file is None:
-                    self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - it stays open
-        return self._file
-
-    def _read_at(self, offset: int, size: int) -> bytes:
-        file = self._opened()
-        if hasattr(os, "pread"):  # without a position, which threads and forked workers share
-            return os.pread(file.fileno(), size, offset)
-        with self._lock:
-            file.seek(offset)
-            return file.read(size)
-
-
-def _read_directory(path: Path) -> tuple[list[str], bytes] | None:
-    """Return the members' names, and a `_MEMBER` record of each; None where that is for zipfile.
-
-    zipfile makes an object of each member, and takes most of a second for 100,000. It is left
-    those archives that are damaged, begin with something else, or hold names in a code page or
-    members of over 4 GB.
-    """
-    names, records = [], []
-    with suppress(OSError, ValueError, OverflowError, struct.error), open(path, "rb") as file:
-        start, size = _find_directory(file)
-        file.seek(start)
-        directory = file.read(size)
-        at = 0
-        while at < size:
-            mark, flags, method, crc, packed, unpacked, *lengths, offset = _ENTRY.unpack_from(
-                directory, at
-            )
-            raw = directory[at + _ENTRY.size : at + _ENTRY.size + lengths[0]]
-            if mark != b"PK\1\2" or b"\0" in raw or 2**32 - 1 in (packed, unpacked, offset):
-                return None
-            names.append(raw.decode("utf-8" if flags & 0x800 else "ascii").replace("\\", "/"))
-            records.append(_MEMBER.pack(offset, packed, unpacked, crc, method, flags))
-            at += _ENTRY.size + sum(lengths)
-        return names, b"".join(records)
-    return None
-
-
-def _find_directory(file: IO[bytes]) -> tuple[int, int]:
-    """Return where an archive's directory starts, and its length. Raises ValueError, struct.error.
-
-    Its place stands at the archive's end: in a record that may be followed by a comment, and, of
-    more than 65,535 members, in a larger record before that one.
-    """
-    length = file.seek(0, os.SEEK_END)
-    file.seek(max(0, length - 2**17))
-    tail = file.read()
-    at = tail.rindex(b"PK\5\6")
-    end = length - len(tail) + at
-    size, start = struct.unpack_from("<II", tail, at + 12)
-    if tail[max(0, at - 20) : at].startswith(b"PK\6\7"):
-        (end,) = struct.unpack_from("<Q", tail, at - 12)
-        file.seek(end)
-        size, start = struct.unpack_from("<QQ", file.read(56), 40)
-    if start + size != end:
-        raise ValueError
-    return start, size
-
-
-def _unpack(packed: bytes, method: int, size: int) -> bytes | None:
-    """Return a member's ``size`` bytes, None where they are fewer. Raises OSError for a bomb.
-
-    No more is ever unpacked than announced: zipfile unpacks bzip2 and LZMA as far as they go.
-    """
-    try:
-        data = _UNPACKED_BY[method](packed, size + 1)
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
-        return None
-    if len(data) > size:
-        raise OSError(f"decompression bomb: over the {size:,} bytes that it announces")
-    return data if len(data) == size else None
-
-
-def _unlzma(packed: bytes, most: int) -> bytes:
-    """Unpack what a .zip holds: a version, the length of the settings, these, and the stream."""
-    start = 4 + int.from_bytes(packed[2:4], "little")
-    alone = packed[4:start] + b"\xff" * 8 + packed[start:]  # a .lzma file of no known length
-    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_MEMORY).decompress(alone, most)
-
-
-_UNPACKED_BY: dict[int, Callable[[bytes, int], bytes]] = {
-    zipfile.ZIP_STORED: lambda packed, most: packed[:most],
-    zipfile.ZIP_DEFLATED: lambda packed, most: zlib.decompressobj(-zlib.MAX_WBITS).decompress(
-        packed, most
-    ),
-    zipfile.ZIP_BZIP2: lambda packed, most: bz2.BZ2Decompressor().decompress(packed, most),
-    zipfile.ZIP_LZMA: _unlzma,
-}
+    def _path(self, name: str) -> Path:
+        if name not in self._paths:
+            raise OSError("not among the files given")
+        return self._paths[name]
 
 
 class Reader(Protocol):
@@ -300,54 +185,10 @@ class Reader(Protocol):
         """Return the bytes of one file. Raises OSError. Called from several threads."""
 
 
-class FileSource:
-    """Pictures that were named one by one, and those of folders and archives named beside them.
-
-    A picture is named by its file's name, one of a folder as in that folder; where two names are
-    equal, both are the paths as they were given.
-    """
-
-    def __init__(self, paths: Sequence[Path], recursive: bool = False) -> None:
-        self.path = paths[0].parent
-        self.passed_over: Counter[str] = Counter()
-        self.unlisted: list[tuple[str, str]] = []
-        found: list[tuple[str, str, Source | None, str]] = []
-        for path in dict.fromkeys(paths):
-            if _is_picture(path):
-                found.append((path.name, path.as_posix(), None, str(path)))
-                continue
-            source, names = find_images(path, recursive)
-            found += [(name, (path / name).as_posix(), source, name) for name in names]
-            self.unlisted += source.unlisted
-            self.passed_over += source.passed_over
-        counts = Counter(name for name, *_ in found)
-        self._places = {
-            name if counts[name] == 1 else whole: (source, inner)
-            for name, whole, source, inner in found
-        }
-
-    def names(self, recursive: bool = True) -> Iterator[str]:
-        """Yield the name of every picture, in the order in which they were given."""
-        return iter(self._places)
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of one picture. Raises OSError."""
-        source, inner = self._places[name]
-        return source.read(inner) if source else read_file(inner)
-
-    def stamp(self, name: str) -> tuple[int, int]:
-        """Return what differs where the picture does. Raises OSError."""
-        source, inner = self._places[name]
-        if source:
-            return source.stamp(inner)
-        status = os.stat(inner)
-        return status.st_size, status.st_mtime_ns
-
-
 Source = FolderSource | ArchiveSource | FileSource
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_source(path: str | os.PathLike[str]) -> FolderSource | ArchiveSource:
     """Open a folder or a .zip archive for reading. Raises InputError where it is neither."""
     path = Path(path)
     if path.is_dir():
@@ -360,60 +201,74 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     return ArchiveSource(path)
 
 
-def is_outside(name: str) -> bool:
-    """Tell whether a relative path is none: absolute, or upwards from where it starts."""
-    if not name.startswith("/") and ".." not in name and ":" not in name:
-        return False  # as nearly all are
-    path = PurePath(name)
-    return bool(path.anchor) or ".." in path.parts
-
-
-def is_hidden(name: str) -> bool:
-    """Tell whether any part of a POSIX path is hidden or a folder that tools leave behind."""
-    if not name.startswith(".") and "/." not in name and "__MACOSX" not in name:
-        return False  # as nearly all are
-    return any(
-        part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
-        for part in name.split("/")
-    )
-
-
 def image_names(names: Iterable[str]) -> list[str]:
     """Return the names that are visible and end like a picture's, sorted."""
     return sorted(name for name in names if has_image_suffix(name) and not is_hidden(name))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and has_image_suffix(path.name)
+def list_images(source: Source, recursive: bool = True) -> list[str]:
+    """Return the sorted names of a source's pictures; others are counted in ``passed_over``."""
+    names = list(source.names(recursive))
+    found = sorted(filter(has_image_suffix, names))
+    if len(found) < len(names):
+        source.passed_over[OTHER_ENDING] += len(names) - len(found)
+    return found
 
 
 def find_images(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], recursive: bool = False
 ) -> tuple[Source, list[str]]:
-    """Return where the pictures of a folder or archive are read, and their sorted names.
+    """Return a source and the sorted names of the pictures in it.
 
-    ``paths``: one folder, archive or picture, or several. Raises InputError where one has none.
+    ``paths``: a folder, a .zip archive, or one picture or several. Raises InputError where there
+    are none.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if len(given) > 1 or _is_picture(Path(given[0])):
-        files = FileSource([Path(each) for each in given], recursive)
-        return files, sorted(files.names())
-    path = Path(given[0])
-    source: Source = open_source(path)
-    names = image_names(source.names(recursive))
+    given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
+    if len(given) != 1 or (has_image_suffix(given[0].name) and not given[0].is_dir()):
+        return _given_files(given)
+    (path,) = given
+    source = open_source(path)
+    names = list_images(source, recursive)
     if not names and not recursive:
-        every = image_names(source.names())
-        top = _only_top(every) if isinstance(source, ArchiveSource) else ""
-        if top:
-            # A zipped folder: its pictures are named as in the folder itself.
-            source = ArchiveSource(source.path, top)
-            names = image_names(source.names(recursive=False))
-        if every and not names:
-            raise InputError(
-                f"{os.fspath(path)} holds no pictures: {len(every)} lie deeper, add --recursive."
-            )
+        source, names = _one_level_down(source)
     if not names:
-        raise InputError(f"{os.fspath(path)} holds no pictures: give the one that does.")
+        passed = passed_over_in_words(source.passed_over)
+        cure = f"give the one that does ({passed})." if passed else "give the one that does."
+        raise InputError(f"{path} holds no pictures: {cure}")
+    return source, names
+
+
+def _given_files(paths: Sequence[Path]) -> tuple[Source, list[str]]:
+    if not paths:
+        raise InputError("no picture is given: name a folder, a .zip archive or pictures.")
+    for path in paths:
+        if not os.path.lexists(path):
+            raise InputError(f"{path} does not exist: give the path of a picture or of a folder.")
+        if path.is_dir() or not has_image_suffix(path.name):
+            raise InputError(
+                f"{path} is no picture by its name: give pictures, or one folder or .zip archive."
+            )
+    source = FileSource(paths)
+    return source, sorted(source.names())
+
+
+def _one_level_down(
+    source: FolderSource | ArchiveSource,
+) -> tuple[FolderSource | ArchiveSource, list[str]]:
+    """Return the pictures of an archive's only folder, named as in the folder itself.
+
+    Raises InputError where others lie deeper.
+    """
+    every = list_images(source)
+    top = _only_top(every) if isinstance(source, ArchiveSource) else ""
+    names: list[str] = []
+    if top:
+        source = ArchiveSource(source.path, top)
+        names = list_images(source, recursive=False)
+    if every and not names:
+        raise InputError(
+            f"{source.path} holds no pictures: {len(every)} lie deeper, add --recursive."
+        )
     return source, names
 
 
@@ -421,19 +276,3 @@ def _only_top(names: Sequence[str]) -> str:
     """Return the one folder, with a slash, that all names lie in, "" where there is none."""
     tops = {name.partition("/")[0] for name in names}
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
-
-
-def _member_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name with slashes, and as Windows wrote it where it is Cyrillic.
-
-    PowerShell's Compress-Archive writes backslashes; Explorer in Russian writes code page 866
-    without a mark, which zipfile reads as code page 437.
-    """
-    name = info.filename
-    if not info.flag_bits & 0x800 and not name.isascii():
-        with suppress(UnicodeError):
-            as_russian = name.encode("cp437").decode("cp866")
-            words = re.findall(r"[^\W\d_]+", as_russian)
-            if all(word.isascii() or re.fullmatch("[\u0400-\u04ff]+", word) for word in words):
-                name = as_russian
-    return name.replace("\\", "/")

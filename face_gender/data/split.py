@@ -1,4 +1,4 @@
-"""A folder or an archive of pictures -> index.csv: scan, hash, split, once and for good."""
+"""Which picture is for training, validation or test: drawn once, by content and group."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def _units(table: pd.DataFrame) -> list[list[int]]:
     return list(members.values())
 
 
-def _check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
+def check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
+    """Return the ratios of train, val and test. Raises InputError unless they add up to 100."""
     total = sum(ratios)
     finite = all(math.isfinite(ratio) for ratio in ratios)
     if len(ratios) != 3 or not finite or min(ratios) < 0 or ratios[0] == 0:
@@ -140,3 +141,6 @@ def _check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     if abs(total - 100) > 1e-6 and abs(total - 1) > 1e-6:
         raise InputError(f"ratios must add up to 100, not to {total:g}: for example 70 15 15.")
     return tuple(ratios)
+
+
+_check_ratios = check_ratios  # until data/index.py takes the public name
