@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from face_gender.classify.classifier import Classifier
+    from face_gender.classify.classifier import Align, Classifier, Faces
     from face_gender.classify.engines import Engine
 
 __version__ = "0.1.0"
@@ -32,6 +32,8 @@ def load(
     recipe: str | None = None,
     classes: Sequence[str] | None = None,
     engine: Engine = "torch",
+    align: Align = "auto",
+    faces: Faces = "one",
 ) -> Classifier:
     """Return a classifier, whose method ``classify`` takes pictures and returns a table.
 
@@ -39,7 +41,9 @@ def load(
     see `classify.weights.default_weights`), or a plain state_dict with the ``recipe`` and the
     ``classes`` that belong to it. ``device``: auto, cpu, cuda, cuda:1 or mps. ``engine``
     "openvino": the graph that `face_gender.export` wrote beside the weights runs the net, on the
-    CPU. Raises `errors.InputError`, in one sentence, where one of these is not there or damaged.
+    CPU. ``align`` "never": whole pictures are classified, without looking for faces. ``faces``
+    "all": every face gets a row of the table. Raises `errors.InputError`, in one sentence, where
+    one of these is not there or damaged.
     """
     from pathlib import Path
 
@@ -47,4 +51,4 @@ def load(
     from face_gender.classify.weights import find_weights
 
     path = find_weights(Path(weights) if weights is not None else None)
-    return load_classifier(path, recipe, classes, device, engine=engine)
+    return load_classifier(path, recipe, classes, device, engine=engine, align=align, faces=faces)

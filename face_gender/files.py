@@ -97,13 +97,13 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
         raise InputError(f"{path} cannot be written (no permission): name another place.")
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, option: str = "--output") -> None:
     """Make a folder and those above it. Raises InputError where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be made ({error.strerror}): name another folder with --output."
+            f"{path} cannot be made ({error.strerror}): name another folder with {option}."
         ) from error
 
 

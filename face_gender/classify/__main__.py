@@ -39,13 +39,14 @@ from face_gender.console import (
 )
 from face_gender.data.sources import Source, find_images
 from face_gender.errors import InputError
-from face_gender.files import check_output
+from face_gender.files import check_output, make_folder
 
 if TYPE_CHECKING:
     from face_gender.classify.classifier import Classifier
     from face_gender.classify.results import Result
 
 _NAME = "face_gender.classify"
+_CROP_SIZE = 224  # pixels
 
 
 def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namespace:
@@ -90,6 +91,19 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         help="labels alone, with probabilities and skipped files, or a table (default: flat)",
     )
     add("--recursive", action="store_true", help="subfolders too; names are relative paths")
+    add(
+        "--faces",
+        choices=("one", "all"),
+        default="one",
+        help="label the most prominent face of a picture, or every one (default: one)",
+    )
+    add(
+        "--align",
+        choices=("auto", "never"),
+        default="auto",
+        help="never: label whole pictures, without looking for faces (default: auto)",
+    )
+    add("--crops", type=Path, metavar="DIR", help="also write the aligned faces, a folder a label")
     add("--batch-size", type=positive, metavar="N", help="pictures at a time (default: chosen)")
     add(
         "--device",
@@ -120,6 +134,8 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     add("--strict", action="store_true", help="exit with 3 when a file was skipped")
     add("--quiet", action="store_true", help="say nothing but errors and skipped files")
     options = parser.parse_args(arguments)
+    if options.align == "never" and (options.faces == "all" or options.crops):
+        parser.error("--faces all and --crops need faces to be found: leave --align never out")
     if (options.recipe is None) != (options.classes is None):
         parser.error("--recipe and --classes go together, with --weights of a plain state_dict")
     if options.recipe and not options.weights:
@@ -141,6 +157,8 @@ def run(options: argparse.Namespace, name: str) -> int:
     ending = "csv" if options.format == "csv" else "json"
     options.output = options.output or Path(f"process_results.{ending}")
     check_output(options.output, [*options.pictures, options.weights])
+    if options.crops:
+        check_crops(options)
     partial = partial_path(options.output)
     if options.engine != "torch":
         check_engine(options.weights)
@@ -148,7 +166,14 @@ def run(options: argparse.Namespace, name: str) -> int:
     from face_gender.classify.classifier import load_classifier
 
     classifier = load_classifier(
-        options.weights, options.recipe, options.classes, options.device, engine=options.engine
+        options.weights,
+        options.recipe,
+        options.classes,
+        options.device,
+        engine=options.engine,
+        align=options.align,
+        faces=options.faces,
+        crop_size=_CROP_SIZE if options.crops else 0,
     )
     outcome = classify_folder(options, classifier, source, names, partial)
     return report(options, classifier, source, outcome, partial, name)
@@ -193,7 +218,7 @@ def classify_folder(
         show = {"unit": "img", "disable": options.quiet, "file": Stderr()}
         with without_library_messages(), tqdm(total=len(names), **show) as bar:
             for result in stream:
-                results.append(result)
+                results.append(keep_crops(options, result))
                 bar.update()
         ignore_signals()  # what is left to do takes a moment
     except KeyboardInterrupt as error:
@@ -202,6 +227,27 @@ def classify_folder(
             stream.throw(error)  # which it does not know of if it was raised between two results
     left = len(names) - len(results)
     return Outcome(results + [Skipped(*each) for each in source.unlisted], left, stop)
+
+
+def check_crops(options: argparse.Namespace) -> None:
+    """Make the folder of ``--crops``. Raises InputError for one among the pictures themselves."""
+    make_folder(options.crops, "--crops")
+    for given in options.pictures:
+        if given.is_dir() and options.crops.resolve().is_relative_to(given.resolve()):
+            raise InputError(
+                f"{options.crops} lies in {given}, whose pictures are only read: name a folder "
+                "elsewhere with --crops."
+            )
+
+
+def keep_crops(options: argparse.Namespace, result: Result) -> Result:
+    """Write the faces of a result where ``--crops`` says; return it without their pixels."""
+    from face_gender.classify.crops import without_crops, write_crops
+
+    if not options.crops:
+        return result
+    write_crops(options.crops, result, options.threshold)
+    return without_crops(result)
 
 
 def announce(options: argparse.Namespace, classifier: Classifier, load: tuple[int, int]) -> None:
@@ -242,7 +288,14 @@ def report(
     form, threshold, weights = options.format, options.threshold, options.weights.name
     try:
         write_results(
-            options.output, results, classifier.checkpoint, form, threshold, weights, left
+            options.output,
+            results,
+            classifier.checkpoint,
+            form,
+            threshold,
+            weights,
+            left,
+            options.faces == "all",
         )
     except InputError as error:
         kept = f"{partial} keeps the predictions for --resume"
@@ -253,7 +306,9 @@ def report(
         return exit_code(interrupted)
     remove_partial(partial)
     if not options.quiet:
-        counts = Counter(each.label(threshold) for each in predictions)
+        every = [face for each in predictions for face in each.faces]
+        counted = every if options.faces == "all" else predictions
+        counts = Counter(each.label(threshold) for each in counted)
         labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         print_stderr(f"{options.output}: {labels}, {len(skipped)} skipped")
         if source.passed_over:

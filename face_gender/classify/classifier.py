@@ -6,22 +6,26 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from face_gender.classify.engines import MARGIN, Engine, OpenVino, graph_path
-from face_gender.classify.results import Prediction, Result, Skipped
-from face_gender.data.images import UnreadableImage, load_pixels
+from face_gender.classify.results import Box, Prediction, Result, Skipped
+from face_gender.data.images import UnreadableImage, decode_pixels, full_side, read_bytes
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Reader
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
 from face_gender.errors import InputError, first_line
+from face_gender.faces.alignment import align as aligned
+from face_gender.faces.detector import Detector, Face, load_detector
 from face_gender.files import cpu_count, sha256_of
 from face_gender.model.architectures import for_inference, probabilities_of
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
@@ -33,6 +37,22 @@ if TYPE_CHECKING:
 
 # Pictures that a thread takes at a time: a core's cache is small, a GPU wants many.
 _BATCH = {"cpu": 16, "cuda": 64}
+# Faces that the net takes at a time: a group photograph may hold a thousand.
+_MOST_VIEWS = 256
+
+Align = Literal["auto", "never"]
+Faces = Literal["one", "all"]
+
+
+class View(NamedTuple):
+    """One face of a picture, or all of it: ``prepared`` uint8 (3, H, W) as the net takes it.
+
+    ``box`` in pixels of the upright picture and ``crop`` as in `Prediction`.
+    """
+
+    prepared: Tensor
+    box: Box | None = None
+    crop: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,8 @@ class Classifier:
 
     ``model`` takes ``dtype``, which is a 16-bit type where the hardware calculates in it faster.
     ``engine`` predicts before it, in lower precision: ``model`` is asked where classes are close.
+    ``detector`` finds the face to classify, None for whole pictures; with ``every_face`` each face
+    is classified, and with ``crop_size`` predictions carry the aligned face of that side.
     """
 
     checkpoint: Checkpoint
@@ -48,6 +70,9 @@ class Classifier:
     device: torch.device
     dtype: torch.dtype
     engine: OpenVino | None = None
+    detector: Detector | None = None
+    every_face: bool = False
+    crop_size: int = 0
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -106,23 +131,61 @@ class Classifier:
     def predict(self, source: Reader | None, names: Sequence[str]) -> list[Result]:
         """Read and classify a batch of pictures, in order; ``source`` None: names are paths."""
         read = [self._read(source, name) for name in names]
-        good = [item for item in read if isinstance(item, Tensor)]
-        rows = iter(self.probabilities(stack(good)).tolist() if good else [])
+        views = [view for item in read if not isinstance(item, Skipped) for view in item]
+        rows: Iterator[list[float]] = iter(())
+        if views:
+            prepared = [view.prepared for view in views]
+            # A group photograph may hold many faces.
+            parts = [prepared[i : i + _MOST_VIEWS] for i in range(0, len(prepared), _MOST_VIEWS)]
+            rows = itertools.chain(*(self.probabilities(stack(part)).tolist() for part in parts))
         return [
-            item if isinstance(item, Skipped) else self._prediction(name, next(rows))
+            item if isinstance(item, Skipped) else self._prediction(name, item, rows)
             for name, item in zip(names, read, strict=True)
         ]
 
-    def _read(self, source: Reader | None, name: str) -> Tensor | Skipped:
+    def _read(self, source: Reader | None, name: str) -> list[View] | Skipped:
+        """Return the faces to classify in a picture, or the whole picture where there is none."""
+        preprocessing = self.checkpoint.preprocessing
         try:
-            return self.checkpoint.preprocessing.resized(load_pixels(name, source))
+            data = read_bytes(name, source)
+            pixels = decode_pixels(data, name, preprocessing.at_least)
         except UnreadableImage as error:
             return Skipped(name, error.reason)
+        if self.detector is None:
+            return [View(preprocessing.resized(pixels))]
+        array = pixels.permute(1, 2, 0).contiguous().numpy()
+        faces = self.detector.detect(array, everywhere=self.every_face)
+        chosen = faces if self.every_face else faces[:1]
+        if not chosen:
+            return [View(preprocessing.resized(pixels), crop=self._crop(array, None))]
+        scale = full_side(data, pixels) / max(pixels.shape[1:])
+        return [
+            View(
+                preprocessing.prepare(pixels, face),
+                tuple(side * scale for side in face.box),
+                self._crop(array, face),
+            )
+            for face in chosen
+        ]
 
-    def _prediction(self, name: str, row: list[float]) -> Result:
-        if all(math.isfinite(value) for value in row):
-            return Prediction(name, self.checkpoint.classes, tuple(row))
-        return Skipped(name, "the net's output is not a number: its weights are damaged")
+    def _crop(
+        self, array: npt.NDArray[np.uint8], face: Face | None
+    ) -> npt.NDArray[np.uint8] | None:
+        if not self.crop_size or face is None:
+            return None
+        size = (self.crop_size, self.crop_size)
+        return aligned(array, face.landmarks, face.box, size, self.checkpoint.preprocessing.margin)
+
+    def _prediction(self, name: str, views: Sequence[View], rows: Iterator[list[float]]) -> Result:
+        classes = self.checkpoint.classes
+        scores = [tuple(next(rows)) for _ in views]
+        if not all(math.isfinite(value) for row in scores for value in row):
+            return Skipped(name, "the net's output is not a number: its weights are damaged")
+        first, *others = [
+            Prediction(name, classes, row, view.box, crop=view.crop)
+            for row, view in zip(scores, views, strict=True)
+        ]
+        return replace(first, others=tuple(others)) if others else first
 
 
 def load_classifier(
@@ -132,15 +195,25 @@ def load_classifier(
     device: str = "auto",
     mixed: bool = True,
     engine: Engine = "torch",
+    align: Align = "auto",
+    faces: Faces = "one",
+    crop_size: int = 0,
 ) -> Classifier:
     """Open a checkpoint, or a plain state_dict with its ``recipe`` and ``classes``.
 
     ``mixed``: calculate in 16 bits where the hardware does. ``engine`` "openvino": the graph that
     `face_gender.export` wrote beside the file predicts, on the CPU, and the net in float32 where
-    two classes are close. Raises InputError for a file that is neither, for a device that is not
-    there, and for a graph that is missing or of other weights.
+    two classes are close. ``align`` "never": classify whole pictures, also with weights that were
+    trained on aligned faces. ``faces`` "all": classify every face. ``crop_size``: side in pixels of
+    the aligned faces that predictions carry, 0 for none. Raises InputError for a file that is
+    neither, for a device that is not there, for a graph that is missing or of other weights, and
+    where the detector's packages are missing.
     """
     checkpoint = load_checkpoint(weights, recipe, classes)
+    detects = align == "auto" and (
+        checkpoint.preprocessing.aligns or faces == "all" or crop_size > 0
+    )
+    detector = load_detector() if detects else None
     model, _ = checkpoint.build()
     graph = None
     if engine == "openvino":
@@ -149,7 +222,9 @@ def load_classifier(
         graph, device, mixed = OpenVino(checkpoint, Path(weights)), "cpu", False
     chosen = pick_device(device)
     dtype = (mixed_precision(chosen) if mixed else None) or torch.float32
-    return Classifier(checkpoint, for_inference(model, chosen, dtype), chosen, dtype, graph)
+    model = for_inference(model, chosen, dtype)
+    every = faces == "all" and detector is not None
+    return Classifier(checkpoint, model, chosen, dtype, graph, detector, every, crop_size)
 
 
 def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
@@ -165,7 +240,14 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
         "engine": "openvino" if classifier.engine else "torch",
         "device": classifier.device.type,
         "precision": str(classifier.dtype),
+        "faces": _faces_of(classifier),
     }
+
+
+def _faces_of(classifier: Classifier) -> str:
+    if classifier.detector is None:
+        return "none"
+    return "all" if classifier.every_face else "one"
 
 
 def choose_load(

@@ -42,6 +42,9 @@ def classify_frame(
 ) -> pd.DataFrame:
     """Return the columns ``name, label, confidence``, one for each class, and ``error``.
 
+    A classifier of every face gives a row for each, with its box (left, top, width, height) in
+    pixels of the upright picture as ``face``, and a row without a label for a picture without one.
+
     ``pictures``: the path of a folder, of its .zip or of one picture; or a list of paths, PIL
     images and arrays. An array is uint8, or floats from 0 to 1, of shape (H, W, 3) RGB, (H, W)
     grey or (H, W, 4) RGBA. Rows of a folder are sorted by name. Those of a list stand in its
@@ -83,14 +86,19 @@ def _table(
     results: Sequence[Result], names: Sequence[str], classifier: Classifier, threshold: float
 ) -> pd.DataFrame:
     classes = classifier.checkpoint.classes
-    rows = [
-        (name, each.label(threshold), each.confidence, *each.scores, None)
-        if isinstance(each, Prediction)
-        else (name, None, np.nan, *[np.nan] * len(classes), each.reason)
-        for name, each in zip(names, results, strict=True)
-    ]
-    columns = ["name", "label", "confidence", *classes, "error"]
+    rows: list[tuple[Any, ...]] = []
+    for name, each in zip(names, results, strict=True):
+        reason = each.reason if isinstance(each, Skipped) else None
+        faces: Sequence[Prediction] = ()
+        if isinstance(each, Prediction):
+            faces = each.faces if classifier.every_face else [each]
+        rows += [(name, f.label(threshold), f.confidence, *f.scores, None, f.box) for f in faces]
+        if not faces:
+            rows.append((name, None, np.nan, *[np.nan] * len(classes), reason, None))
+    columns = ["name", "label", "confidence", *classes, "error", "face"]
     table = pd.DataFrame(rows, columns=columns, dtype=object)  # or None becomes nan
+    if not classifier.every_face:
+        table = table.drop(columns="face")
     return table.astype(dict.fromkeys(["confidence", *classes], float))
 
 

@@ -8,25 +8,44 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from face_gender.files import write_atomically
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from face_gender.model.checkpoint import Checkpoint
 
 Format = Literal["flat", "full", "csv"]
+Box = tuple[float, float, float, float]
 UNCERTAIN = "uncertain"
+_BOX = ("left", "top", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is predicted for one picture: ``scores`` are the probabilities of ``classes``."""
+    """What is predicted for one face of a picture, or for all of it.
+
+    ``scores`` are the probabilities of ``classes``. ``box``: left, top, width and height of the
+    face in pixels of the upright picture, None where the whole picture was classified.
+    ``others``: the same for the picture's further faces, where they were asked for, the most
+    prominent first. ``crop``: uint8 (H, W, 3), the aligned face, where it was asked for.
+    """
 
     name: str
     classes: tuple[str, ...]
     scores: tuple[float, ...]
+    box: Box | None = None
+    others: tuple[Prediction, ...] = ()
+    crop: npt.NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def faces(self) -> tuple[Prediction, ...]:
+        """This face and the others; none where no face was found."""
+        return () if self.box is None else (self, *self.others)
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -64,40 +83,64 @@ def write_results(
     threshold: float = 0.0,
     weights: str = "",
     left: int = 0,
+    every_face: bool = False,
 ) -> None:
     """Write the results atomically, sorted by name, as UTF-8.
 
     "flat": {name: label}. "full": {"model": …, "results": {name: {label, confidence,
-    probabilities}}, "skipped": {name: reason}}, and "unanswered": ``left`` where an interruption
-    left so many pictures out. "csv": name, label, confidence and a column for each class. Raises
+    probabilities, face}}, "skipped": {name: reason}}, and "unanswered": ``left`` where an
+    interruption left so many pictures out; face is the box, or null. "csv": name, label,
+    confidence, a column for each class, the face's number and its box. ``every_face``: a list of
+    faces for each picture, {label, confidence, box} each, or in "csv" a row for each face. Raises
     InputError where the file cannot be written.
     """
     ordered = sorted(results, key=lambda result: result.name)
     predictions = [each for each in ordered if isinstance(each, Prediction)]
     if form == "csv":
-        text = _csv(predictions, checkpoint.classes, threshold)
+        text = _csv(predictions, checkpoint.classes, threshold, every_face)
     elif form == "full":
         skipped = {each.name: each.reason for each in ordered if isinstance(each, Skipped)}
         content = {
             "model": _describe(checkpoint, weights),
             "threshold": threshold,
-            "results": {each.name: _details(each, threshold) for each in predictions},
+            "results": {each.name: _details(each, threshold, every_face) for each in predictions},
             "skipped": skipped,
             **({"unanswered": left} if left else {}),
         }
         text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
     else:
-        flat = {each.name: each.label(threshold) for each in predictions}
+        flat = {
+            each.name: _faces(each, threshold) if every_face else each.label(threshold)
+            for each in predictions
+        }
         text = json.dumps(flat, ensure_ascii=False, indent=2) + "\n"
     # A name that is not UTF-8 holds lone surrogates, and \udcXX is how JSON writes these.
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
-def _details(prediction: Prediction, threshold: float) -> dict[str, Any]:
+def _faces(prediction: Prediction, threshold: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": each.label(threshold),
+            "confidence": round(each.confidence, 6),
+            "box": _rounded(each.box),
+        }
+        for each in prediction.faces
+    ]
+
+
+def _rounded(box: Box | None) -> list[float] | None:
+    return None if box is None else [round(side, 1) for side in box]
+
+
+def _details(prediction: Prediction, threshold: float, every_face: bool) -> Any:
+    if every_face:
+        return [_details(each, threshold, False) for each in prediction.faces]
     return {
         "label": prediction.label(threshold),
         "confidence": round(prediction.confidence, 6),
         "probabilities": {k: round(v, 6) for k, v in prediction.probabilities.items()},
+        "face": _rounded(prediction.box),
     }
 
 
@@ -113,11 +156,17 @@ def _describe(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
     }
 
 
-def _csv(predictions: Sequence[Prediction], classes: Sequence[str], threshold: float) -> str:
+def _csv(
+    predictions: Sequence[Prediction], classes: Sequence[str], threshold: float, every_face: bool
+) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", "label", "confidence", *classes])
-    for each in predictions:
-        values = [f"{score:.6f}" for score in each.scores]
-        writer.writerow([each.name, each.label(threshold), f"{each.confidence:.6f}", *values])
+    writer.writerow(["name", "label", "confidence", *classes, "face", *_BOX])
+    for prediction in predictions:
+        for number, each in enumerate(prediction.faces if every_face else [prediction]):
+            values = [f"{score:.6f}" for score in each.scores]
+            box = _rounded(each.box)
+            face = ["", *[""] * len(_BOX)] if box is None else [number, *box]
+            row = [each.name, each.label(threshold), f"{each.confidence:.6f}", *values, *face]
+            writer.writerow(row)
     return out.getvalue()

@@ -1,7 +1,7 @@
 """Predictions kept in ``FILE.partial`` until all are made, so that an interruption loses none.
 
 The file is JSON Lines: a header that says what predicts, then a line for each picture with the
-state of its file, as ``{"name": "a.jpg", "stamp": [size, time], "scores": [0.98, 0.02]}``.
+state of its file, as ``{"name": "a.jpg", "stamp": [size, time], "faces": [[[0.98, 0.02], box]]}``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,11 +57,22 @@ def read_partial(
         for line in file:
             with suppress(ValueError, TypeError, KeyError, RecursionError):  # a damaged line
                 row = json.loads(line)
-                name, scores = row["name"], tuple(row["scores"])
-                valid = len(scores) == len(classes) and all(map(math.isfinite, scores))
-                if valid and name in wanted and _stamp(source, name) == row["stamp"]:
-                    known[name] = Prediction(name, classes, scores)
+                name = row["name"]
+                first, *others = [_face(name, classes, *face) for face in row["faces"]]
+                if name in wanted and _stamp(source, name) == row["stamp"]:
+                    known[name] = replace(first, others=tuple(others))
     return known
+
+
+def _face(
+    name: str, classes: tuple[str, ...], scores: Sequence[float], box: Sequence[float] | None
+) -> Prediction:
+    """Return what a line says of one face. Raises ValueError or TypeError for what is none."""
+    if len(scores) != len(classes) or not all(map(math.isfinite, [*scores, *(box or ())])):
+        raise ValueError("not the probabilities of these classes")
+    if box is not None and len(box) != 4:
+        raise ValueError("not a box")
+    return Prediction(name, classes, tuple(scores), None if box is None else tuple(box))  # type: ignore[arg-type]
 
 
 def keep_results(
@@ -95,7 +107,8 @@ def keep_results(
             stamp = stamps.pop(result.name)
             try:
                 if isinstance(result, Prediction) and stamp:
-                    row = {"name": result.name, "stamp": stamp, "scores": result.scores}
+                    faces = [(each.scores, each.box) for each in (result, *result.others)]
+                    row = {"name": result.name, "stamp": stamp, "faces": faces}
                     with _as_input_error(path):
                         if file is None:
                             file = opened.enter_context(open(path, mode, buffering=0))

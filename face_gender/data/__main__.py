@@ -46,6 +46,13 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
         metavar="CSV",
         help="columns path,group: pictures of one group (a person) stay in one split",
     )
+    parser.add_argument(
+        "--align",
+        choices=("auto", "never"),
+        default="auto",
+        help="never: look for no faces; auto: keep the landmarks of each picture's face, if OpenCV "
+        "is installed (default: auto)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing CSV")
     return parser.parse_args(arguments)
 
@@ -70,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
         options.seed,
         options.groups,
         options.force,
+        landmarks=None if options.align == "auto" else False,
     )
     assert index.report is not None
     for path, reason in index.report.unreadable:

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from face_gender.data.augmentation import sample_uniforms
 from face_gender.data.images import UnreadableImage, load_image, load_pixels
 from face_gender.data.index import Index
+from face_gender.data.landmarks import coordinates_of, face_in
 from face_gender.data.preprocessing import FaceTransform
 from face_gender.errors import InputError, excerpt, printable
+from face_gender.faces.detector import Face
 from face_gender.files import cpu_count
 
 # Starting workers takes longer than reading so few pictures.
@@ -61,12 +63,21 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         self.labels = rows.table["label"].to_numpy(dtype=np.int64)
         self.source = rows.source
         self.transform = transform
+        self.coordinates = None
+        if isinstance(transform, FaceTransform) and transform.preprocessing.aligns:
+            self.coordinates = coordinates_of(rows.with_landmarks().table)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
-        return self._transformed(self._image(position)), int(self.labels[position])
+        return self._transformed(position, self._image(position)), int(self.labels[position])
+
+    def face(self, position: int, height: int, width: int) -> Face | None:
+        """Return where the face is in a picture of that size, None where none is known."""
+        if self.coordinates is None:
+            return None
+        return face_in(self.coordinates[position], height, width)
 
     def __getitems__(self, positions: Sequence[int]) -> list[tuple[Any, int]]:
         """Return ``dataset[i]`` for each position, decoded in threads: torch's hook for a batch."""
@@ -74,13 +85,16 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         # Not in the threads: the order in which random changes are drawn would be theirs.
         labels = self.labels[list(positions)].tolist()
         return [
-            (self._transformed(image), each) for image, each in zip(images, labels, strict=True)
+            (self._transformed(position, image), label)
+            for position, image, label in zip(positions, images, labels, strict=True)
         ]
 
     def _image(self, position: int) -> Image.Image:
         return load_image(str(self.paths[position]), self.source)
 
-    def _transformed(self, image: Image.Image) -> Any:
+    def _transformed(self, position: int, image: Image.Image) -> Any:
+        if isinstance(self.transform, FaceTransform):
+            return self.transform(image, self.face(position, image.height, image.width))
         return self.transform(image) if self.transform else image
 
 
@@ -134,8 +148,8 @@ class PixelDataset(Dataset[Sample]):
     def __init__(self, dataset: FaceDataset, threads: int) -> None:
         if not isinstance(dataset.transform, FaceTransform):
             raise TypeError("make_loader needs Preprocessing.train_transform or eval_transform.")
-        self.paths, self.labels, self.source = dataset.paths, dataset.labels, dataset.source
-        self.transform = dataset.transform
+        self.dataset, self.labels = dataset, dataset.labels
+        self.preprocessing = dataset.transform.preprocessing
         self.threads = threads
 
     def __len__(self) -> int:
@@ -144,10 +158,12 @@ class PixelDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         label = int(self.labels[position])
         try:
-            pixels = load_pixels(str(self.paths[position]), self.source)
+            name, source = str(self.dataset.paths[position]), self.dataset.source
+            pixels = load_pixels(name, source, self.preprocessing.at_least)
         except UnreadableImage as error:
             return Sample(position, label, None, error.reason)
-        return Sample(position, label, self.transform.preprocessing.prepare(pixels))
+        face = self.dataset.face(position, *pixels.shape[1:])
+        return Sample(position, label, self.preprocessing.prepare(pixels, face))
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
         """Return the sample at each position, decoded in threads: torch's hook for a batch."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender import CLASSES
+from face_gender.data.landmarks import find_landmarks, has_landmarks
 from face_gender.data.scan import (
     SEARCHED,
     check_matches,
@@ -26,6 +27,7 @@ from face_gender.data.sources import ArchiveSource, FolderSource, Source, open_s
 from face_gender.data.split import SPLITS, check_ratios, split_rows
 from face_gender.data.tables import read_index, text_column, write_index
 from face_gender.errors import InputError, printable
+from face_gender.faces.detector import detector_available
 from face_gender.files import check_output
 
 
@@ -97,6 +99,7 @@ class Index:
         groups: str | os.PathLike[str] | None = None,
         force: bool = False,
         progress: bool = True,
+        landmarks: bool | None = None,
     ) -> Index:
         """Index the pictures of ``data`` and write the CSV ``path,label,split,sha256[,group]``.
 
@@ -105,7 +108,9 @@ class Index:
         pictures. ``ratios``: percentages of train, val and test. ``groups``: a CSV
         ``path,group``; rows of one group (a person) stay in one split, as byte-identical files
         always do. The split depends on the contents, the groups, ``ratios`` and ``seed``, never
-        on names or their order. Nothing but the CSV is written. Raises InputError.
+        on names or their order. ``landmarks``: also find the faces and write the columns of
+        `landmarks.find_landmarks` (None: where the detector's packages are installed). Nothing
+        but the CSV is written. Raises InputError.
         """
         data = Path(data)
         fractions = check_ratios(ratios)
@@ -129,6 +134,9 @@ class Index:
         table, contradictions = _without_contradictions(table)
         _check_classes(table["label"].tolist(), data, unreadable)
         table["split"] = split_rows(table, fractions, seed)
+        if detector_available() if landmarks is None else landmarks:
+            found = find_landmarks(scan.source, table["path"].tolist(), progress)
+            table = pd.concat([table, found], axis=1)
         write_index(table, output)
         copies = int(table["sha256"].duplicated().sum())
         unreadable = (*scan.unlisted, *unreadable)
@@ -158,6 +166,17 @@ class Index:
         if rows.empty:
             raise InputError(f"{self.name} has no pictures in split {name!r}: use other ratios.")
         return replace(self, table=rows)
+
+    def with_landmarks(self, progress: bool = True) -> Index:
+        """Return the index with the columns of `find_landmarks`, found now where it has none.
+
+        Raises InputError where the detector's packages are missing.
+        """
+        if has_landmarks(self.table):
+            return self
+        found = find_landmarks(self.source, self.table["path"].tolist(), progress)
+        rows = self.table.drop(columns=[name for name in found if name in self.table])
+        return replace(self, table=pd.concat([rows, found.set_index(rows.index)], axis=1))
 
     def hashes(self) -> list[str]:
         """Return each row's sha256, of its file where the table has none; "" for no file."""
@@ -193,6 +212,10 @@ class Index:
         if "group" in self.table:
             grouped = int((self.table["group"] != "").sum())
             words += f"; {grouped} of {len(self)} pictures have a group"
+        if "faces" in self.table:
+            faces = pd.to_numeric(self.table["faces"], errors="coerce").fillna(0)
+            words += f"; no face found in {int((faces == 0).sum())}"
+            words += f", several in {int((faces > 1).sum())}"
         return f"{self.counts().to_string()}\n{words}"
 
 

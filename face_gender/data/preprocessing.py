@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from face_gender.data.augmentation import N_UNIFORMS, Augmentation, is_number
 from face_gender.errors import excerpt
+from face_gender.faces.alignment import MARGIN, align
+from face_gender.faces.detector import Face
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Eight times what the largest net of torchvision takes; a batch of such pictures is gigabytes.
 MAX_NET_SIDE = 4096
+# The shorter side, in pixels, of what a detector is shown of a larger JPEG.
+DETECTOR_SIDE = 720
 
 
 def as_dict(value: Any) -> dict[Any, Any]:
@@ -45,6 +49,10 @@ class Preprocessing:
     ``height`` and ``width`` in pixels. ``resize`` is "stretch" (to height x width whatever the
     picture's shape, as all four published recipes do) or "crop" (the shorter side to fit, then
     the centre). ``mean`` and ``std`` are per channel (RGB), for values in 0..1.
+
+    ``align`` is "none", or "landmarks": the most prominent face is turned to one template and cut
+    out with ``margin`` around it, as a fraction of the template's side (`faces.alignment.align`);
+    a picture without a face is resized whole.
     """
 
     height: int = 224
@@ -52,6 +60,8 @@ class Preprocessing:
     resize: Literal["stretch", "crop"] = "stretch"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    align: Literal["none", "landmarks"] = "none"
+    margin: float = MARGIN
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -63,18 +73,39 @@ class Preprocessing:
             raise ValueError(f"a net takes pictures of at most {MAX_NET_SIDE:,} pixels a side.")
         if self.resize not in ("stretch", "crop"):
             raise ValueError(f"resize is 'stretch' or 'crop', not {excerpt(self.resize)!r}.")
-        figures = (*self.mean, *self.std)
+        if self.align not in ("none", "landmarks"):
+            raise ValueError(f"align is 'none' or 'landmarks', not {excerpt(self.align)!r}.")
+        figures = (*self.mean, *self.std, self.margin)
         if not all(is_number(figure) for figure in figures):
-            raise ValueError("mean and std are finite numbers.")
+            raise ValueError("mean, std and margin are finite numbers.")
+        if not -0.25 <= self.margin <= 2:
+            raise ValueError("margin is a fraction of the face's side from -0.25 to 2.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std take three numbers each, std above zero.")
 
-    def prepare(self, pixels: Tensor) -> Tensor:
+    @property
+    def aligns(self) -> bool:
+        """Whether faces are to be found in pictures before these are prepared."""
+        return self.align != "none"
+
+    @property
+    def at_least(self) -> int:
+        """The shorter side, in pixels, that a larger JPEG may be decoded to: more than is used."""
+        return max(4 * max(self.height, self.width), DETECTOR_SIDE if self.aligns else 0)
+
+    def prepare(self, pixels: Tensor, face: Face | None = None) -> Tensor:
         """Return a decoded picture, uint8 (3, any, any), as uint8 (3, height, width).
 
         The one way from a picture's own pixels to those that are augmented and normalised.
+        ``face``: the one to align, in pixels of this picture; without it, or where ``align`` is
+        "none", the whole picture is resized.
         """
-        return self.resized(pixels)
+        if face is None or not self.aligns:
+            return self.resized(pixels)
+        array = pixels.permute(1, 2, 0).contiguous().numpy()
+        size = (self.height, self.width)
+        found = align(array, face.landmarks, face.box, size, self.margin)
+        return torch.from_numpy(found).permute(2, 0, 1)
 
     def resized(self, pixels: Tensor) -> Tensor:
         """Return one picture, uint8 (3, any, any), as uint8 (3, height, width), antialiased."""
@@ -139,11 +170,11 @@ class FaceTransform:
     preprocessing: Preprocessing
     random: bool
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """PIL RGB image, or uint8 (3, any, any) -> float32 (3, H, W)."""
+    def __call__(self, image: Image.Image | Tensor, face: Face | None = None) -> Tensor:
+        """PIL RGB image, or uint8 (3, any, any), and its face if known -> float32 (3, H, W)."""
         if not isinstance(image, Tensor):
             image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        images = self.preprocessing.prepare(image)[None]
+        images = self.preprocessing.prepare(image, face)[None]
         if self.random:
             uniforms = torch.rand(1, N_UNIFORMS)
             images = self.preprocessing.augmentation.apply(images, uniforms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class Run:
         self.recipe = self.world.broadcast(
             found[0].recipe if found and isinstance(recipe, str) else wanted
         )
+        if self.recipe.preprocessing.aligns:
+            index = self._with_landmarks(index)
         train_rows, rows = index.split("train"), index.split("val")
         self.targets = soft_labels(train_rows.table, self.recipe.distillation)
         torch.manual_seed(seed)
@@ -112,6 +114,11 @@ class Run:
             f"{f' in {self.world.size} processes' if self.world.size > 1 else ''}, "
             f"{self.train_loader.num_workers or 'no'} processes that read"
         )
+
+    def _with_landmarks(self, index: Index) -> Index:
+        """Return the index with landmarks, which one process finds for all."""
+        table = index.with_landmarks(self.progress).table if self.world.is_main else index.table
+        return replace(index, table=self.world.broadcast(table))
 
     def _loader(self, rows: Index, transform: Any, workers: int | None) -> FaceLoader:
         return make_loader(

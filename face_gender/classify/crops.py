@@ -1,0 +1,52 @@
+"""The aligned faces as files by label: the start of a data set."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from face_gender.classify.results import Prediction, Result
+from face_gender.files import make_folder, write_atomically
+
+
+def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Path]:
+    """Write each face of a result as ``folder/<label>/<name>_<number>.jpg``; return the paths.
+
+    The name is that of the picture, with ``_`` for the slashes of subfolders; no file is ever
+    replaced: where one is there, the next free number after a ``-`` is added. Raises InputError
+    where a file cannot be written.
+    """
+    if not isinstance(result, Prediction):
+        return []
+    written = []
+    stem = str(PurePosixPath(result.name.strip("/")).with_suffix("")).replace("/", "_")
+    stem = stem.replace(":", "_").replace("\\", "_").lstrip(".")[-150:] or "picture"
+    for number, face in enumerate(result.faces):
+        if face.crop is None:
+            continue
+        own = folder / face.label(threshold)
+        make_folder(own, "--crops")
+        path = _free(own, f"{stem}_{number}")
+        image = Image.fromarray(face.crop)
+        write_atomically(path, lambda file, image=image: image.save(file, "JPEG", quality=95))
+        written.append(path)
+    return written
+
+
+def without_crops(result: Result) -> Result:
+    """Return a result without its pixels, which would fill the memory."""
+    if not isinstance(result, Prediction):
+        return result
+    others = tuple(replace(each, crop=None) for each in result.others)
+    return replace(result, crop=None, others=others)
+
+
+def _free(folder: Path, stem: str) -> Path:
+    names = (
+        f"{stem}{end}.jpg" for end in itertools.chain([""], map("-{}".format, itertools.count(1)))
+    )
+    return next(path for name in names if not os.path.lexists(path := folder / name))

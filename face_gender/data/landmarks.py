@@ -1,0 +1,81 @@
+"""Where the face of each picture of an index is: found once, kept as columns of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm.auto import tqdm
+
+from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
+from face_gender.data.preprocessing import DETECTOR_SIDE
+from face_gender.data.sources import Source
+from face_gender.faces.detector import Detector, Face, load_detector
+from face_gender.files import cpu_count
+
+# Left and right are those of the picture. All are fractions of the upright picture's sides.
+POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+COORDINATES = (
+    *(f"face_{side}" for side in ("left", "top", "width", "height")),
+    *(f"{point}_{axis}" for point in POINTS for axis in "xy"),
+)
+COLUMNS = ("faces", *COORDINATES)
+
+
+def find_landmarks(
+    source: Source, names: Sequence[str], progress: bool = True, detector: Detector | None = None
+) -> pd.DataFrame:
+    """Return the columns COLUMNS for each picture; empty where it cannot be read.
+
+    ``faces``: how many were found; the others are those of the most prominent one, as fractions
+    of the upright picture's width and height, NaN where there is none. Raises InputError where
+    the detector's packages are missing.
+    """
+    detector = detector or load_detector()
+
+    def find(name: str) -> list[float]:
+        try:
+            pixels = decode_pixels(read_bytes(name, source), name, at_least=DETECTOR_SIDE)
+        except UnreadableImage:
+            return [np.nan] * len(COLUMNS)
+        faces = detector.detect(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        if not faces:
+            return [0, *[np.nan] * len(COORDINATES)]
+        return [len(faces), *_as_fractions(faces[0], *pixels.shape[1:])]
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        found = pool.map(find, names)
+        rows = list(tqdm(found, "faces", len(names), unit="img", disable=not progress))
+    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=np.float64)
+    table["faces"] = table["faces"].astype("Int64")
+    return table.round(dict.fromkeys(COORDINATES, 5))
+
+
+def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:
+    """Return COORDINATES of each row as (n, 14) float32, NaN where a cell is empty."""
+    columns = [pd.to_numeric(table[name], errors="coerce") for name in COORDINATES]
+    return np.stack([each.to_numpy(np.float32, na_value=np.nan) for each in columns], axis=1)
+
+
+def has_landmarks(table: pd.DataFrame) -> bool:
+    """Tell whether a table has the columns that `find_landmarks` makes."""
+    return all(name in table for name in COLUMNS)
+
+
+def face_in(coordinates: npt.NDArray[np.float32], height: int, width: int) -> Face | None:
+    """Return the face that (14,) fractions describe in a picture of that size, None for none."""
+    if not np.isfinite(coordinates).all():
+        return None
+    pairs: Any = coordinates.reshape(-1, 2) * np.float32((width, height))
+    (left, top), (wide, tall) = pairs[0].tolist(), pairs[1].tolist()
+    return Face((left, top, wide, tall), pairs[2:], 1.0)
+
+
+def _as_fractions(face: Face, height: int, width: int) -> list[float]:
+    pairs = np.concatenate([np.float64(face.box).reshape(2, 2), face.landmarks])
+    fractions: list[float] = (pairs / (width, height)).ravel().tolist()
+    return fractions
