@@ -14,10 +14,10 @@ from conftest import ROOT, draw_face, save_colour_net
 
 pa = pytest.importorskip("pyarrow", reason="needs requirements-scale.txt")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs requirements-scale.txt")
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import LocalFileSystem  # noqa: E402
 
-from examples.ray import classify as example
-from face_gender.errors import InputError
+from examples.ray import classify as example  # noqa: E402
+from face_gender.errors import InputError  # noqa: E402
 
 COLUMNS = ["path", "label", "confidence", "male", "female", "error"]
 

@@ -411,7 +411,7 @@ def test_signals_keep_what_there_is_even_while_the_net_is_stuck(
 @posix
 @pytest.mark.parametrize(
     ("number", "module"),
-    [(signal.SIGINT, "argparse"), (signal.SIGTERM, "torch.types")],
+    [(signal.SIGINT, "face_gender.files"), (signal.SIGTERM, "torch.types")],
 )
 def test_an_interruption_while_it_starts_is_a_sentence(
     number: signal.Signals, module: str, folder: Path, weights: Path
