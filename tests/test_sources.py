@@ -31,7 +31,6 @@ from face_gender.data.base_source import DEVICE_FOLDERS, HIDDEN, OF_DEVICES, OTH
 from face_gender.data.sources import (
     ArchiveSource,
     DriveGoneError,
-    FileSource,
     FolderSource,
     ReadError,
     find_images,
@@ -348,7 +347,9 @@ def test_a_name_that_no_file_has_is_an_oserror(name: str, tmp_path: Path) -> Non
 # --- single files ---------------------------------------------------------------------------------
 
 
-def test_pictures_may_be_given_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_may_be_given_one_by_one(
+    folder: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, names = find_images(folder / "in" / "b.PNG")
     assert names == ["b.PNG"] and source.read("b.PNG") == b"second"
     fill(folder, {"in/a.jpg": b"other"})
@@ -360,6 +361,12 @@ def test_pictures_may_be_given_one_by_one(folder: Path, monkeypatch: pytest.Monk
     assert source.path == folder
     with pytest.raises(OSError):
         source.read("c.jpg")
+    fill(folder, [".hidden.jpg", "x.txt"])
+    source, names = find_images([archive, "in", folder])  # and folders and archives beside them
+    whole = [f"{archive.as_posix()}/a.jpg", "in/a.jpg", f"{folder.as_posix()}/a.jpg"]
+    assert sorted(names) == sorted(["b.PNG", *whole])
+    assert [source.read(name) for name in whole] == [b"first", b"other", b"first"]
+    assert source.passed_over == {HIDDEN: 1, OTHER_ENDING: 1}
 
 
 @pytest.mark.parametrize(
@@ -368,10 +375,9 @@ def test_pictures_may_be_given_one_by_one(folder: Path, monkeypatch: pytest.Monk
         (["none"], "none does not exist"),
         (["none.jpg"], "none.jpg does not exist"),
         (["a.jpg", "none.jpg"], "none.jpg does not exist"),
-        (["a.jpg", "in"], "in is no picture by its name"),
+        (["a.jpg", "in/deep"], "in/deep holds no pictures"),
         (["in/deep/c.txt"], "neither a folder nor a .zip archive"),
-        (["in", "in"], "in is no picture by its name"),
-        ([], "no picture is given"),
+        ([], "no path is given"),
         (["in/deep"], "holds no pictures"),
         (["top"], "holds no pictures: 1 lie deeper, add --recursive"),
     ],
@@ -565,14 +571,9 @@ def test_a_drive_is_asked_again_after_growing_pauses(
     code: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drive = Drive(monkeypatch, 3, code)
-    for source in (
-        FolderSource(folder, drive.pauses.append),
-        FileSource([folder / "a.jpg"], drive.pauses.append),
-    ):
-        drive.failures = 3
-        assert source.read("a.jpg") == b"first"
-        assert drive.pauses == list(base_source.PAUSES) == sorted(drive.pauses)
-        drive.pauses.clear()
+    source = FolderSource(folder, drive.pauses.append)
+    assert source.read("a.jpg") == b"first"
+    assert drive.pauses == list(base_source.PAUSES) == sorted(drive.pauses)
     drive.failures = 4
     with pytest.raises(ReadError) as caught:
         source.read("a.jpg")

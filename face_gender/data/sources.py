@@ -6,7 +6,6 @@ heavy is imported."""
 from __future__ import annotations
 
 import os
-import time
 import unicodedata
 import zipfile
 from collections import Counter
@@ -139,43 +138,61 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-class FileSource(BaseSource):
-    """Single files, by name: their file names, or their paths as given where two are equal."""
+class FileSource:
+    """Pictures given one by one, and those of folders and archives given beside them.
 
-    def __init__(
-        self,
-        paths: Iterable[str | os.PathLike[str]],
-        pause: Callable[[float], object] = time.sleep,
-    ) -> None:
+    A picture's name is that of its file, or as in its folder or archive; where two are equal,
+    both are the paths as given.
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]], recursive: bool = False) -> None:
         given = list(dict.fromkeys(map(Path, paths)))
-        parents = [str(path.absolute().parent) for path in given]
-        super().__init__(Path(os.path.commonpath(parents)), pause)
-        count = Counter(path.name for path in given)
-        self._paths = {
-            path.name if count[path.name] == 1 else path.as_posix(): path for path in given
+        self.path = Path(os.path.commonpath([path.absolute().parent for path in given]))
+        self.unlisted: list[tuple[str, str]] = []
+        self.passed_over: Counter[str] = Counter()
+        folders: dict[Path, Source] = {}
+        found: list[tuple[str, str, Source, str]] = []
+        for path in given:
+            if _is_picture(path):
+                source = folders.setdefault(path.parent, FolderSource(path.parent))
+                found.append((path.name, path.as_posix(), source, path.name))
+                continue
+            source, names = find_images(path, recursive)
+            found += [(name, (path / name).as_posix(), source, name) for name in names]
+            self.unlisted += source.unlisted
+            self.passed_over += source.passed_over
+        counts = Counter(name for name, *_ in found)
+        self._places = {
+            name if counts[name] == 1 else whole: (source, inner)
+            for name, whole, source, inner in found
         }
 
     def names(self, recursive: bool = True) -> Iterator[str]:
-        """Yield the name of every file, in the order given."""
-        yield from self._paths
+        """Yield the name of every picture, in the order given."""
+        yield from self._places
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one file. Raises OSError as `FolderSource.read` does."""
-        return self._retry(name, lambda: read_file(self._path(name)))
+        """Return the bytes of one picture. Raises OSError as `FolderSource.read` does."""
+        source, inner = self._place(name)
+        return source.read(inner)
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return size and time of change, another pair where a file is. Raises OSError."""
-        status = self._retry(name, lambda: os.stat(self._path(name)))
-        return status.st_size, status.st_mtime_ns
+        """Return what differs where the picture does. Raises OSError."""
+        source, inner = self._place(name)
+        return source.stamp(inner)
 
     def find(self, name: str) -> str | None:
         """Return the name if it is one of those given, or None."""
-        return name if name in self._paths else None
+        return name if name in self._places else None
 
-    def _path(self, name: str) -> Path:
-        if name not in self._paths:
-            raise OSError("not among the files given")
-        return self._paths[name]
+    def _place(self, name: str) -> tuple[Source, str]:
+        if name not in self._places:
+            raise OSError("not among the pictures given")
+        return self._places[name]
+
+
+def _is_picture(path: Path) -> bool:
+    return has_image_suffix(path.name) and not path.is_dir()
 
 
 class Reader(Protocol):
@@ -220,12 +237,20 @@ def find_images(
 ) -> tuple[Source, list[str]]:
     """Return a source and the sorted names of the pictures in it.
 
-    ``paths``: a folder, a .zip archive, or one picture or several. Raises InputError where there
-    are none.
+    ``paths``: a folder, a .zip archive or a picture, or several of these. Raises InputError where
+    one is missing or has none.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
-    if len(given) != 1 or (has_image_suffix(given[0].name) and not given[0].is_dir()):
-        return _given_files(given)
+    if missing := [path for path in given if not os.path.lexists(path)]:
+        raise InputError(
+            f"{missing[0]} does not exist: give the path of a folder, of a .zip archive or of "
+            "a picture."
+        )
+    if len(given) != 1 or _is_picture(given[0]):
+        if not given:
+            raise InputError("no path is given: name a folder, a .zip archive or pictures.")
+        several = FileSource(given, recursive)
+        return several, sorted(several.names())
     (path,) = given
     source = open_source(path)
     names = list_images(source, recursive)
@@ -233,23 +258,10 @@ def find_images(
         source, names = _one_level_down(source)
     if not names:
         passed = passed_over_in_words(source.passed_over)
-        cure = f"give the one that does ({passed})." if passed else "give the one that does."
-        raise InputError(f"{path} holds no pictures: {cure}")
+        raise InputError(
+            f"{path} holds no pictures: give the one that does{f' ({passed})' if passed else ''}."
+        )
     return source, names
-
-
-def _given_files(paths: Sequence[Path]) -> tuple[Source, list[str]]:
-    if not paths:
-        raise InputError("no picture is given: name a folder, a .zip archive or pictures.")
-    for path in paths:
-        if not os.path.lexists(path):
-            raise InputError(f"{path} does not exist: give the path of a picture or of a folder.")
-        if path.is_dir() or not has_image_suffix(path.name):
-            raise InputError(
-                f"{path} is no picture by its name: give pictures, or one folder or .zip archive."
-            )
-    source = FileSource(paths)
-    return source, sorted(source.names())
 
 
 def _one_level_down(
