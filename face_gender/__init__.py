@@ -38,7 +38,7 @@ def load(
     """Return a classifier, whose method ``classify`` takes pictures and returns a table.
 
     ``weights``: a checkpoint (None: your own ``model_weights/best.pth``, else the shipped weights,
-    see `classify.weights.default_weights`), or a plain state_dict with the ``recipe`` and the
+    see `model.weights.default_weights`), or a plain state_dict with the ``recipe`` and the
     ``classes`` that belong to it. ``device``: auto, cpu, cuda, cuda:1 or mps. ``engine``
     "openvino": the graph that `face_gender.export` wrote beside the weights runs the net, on the
     CPU. ``align`` "never": whole pictures are classified, without looking for faces. ``faces``
@@ -48,7 +48,7 @@ def load(
     from pathlib import Path
 
     from face_gender.classify.classifier import load_classifier
-    from face_gender.classify.weights import find_weights
+    from face_gender.model.weights import find_weights
 
     path = find_weights(Path(weights) if weights is not None else None)
     return load_classifier(path, recipe, classes, device, engine=engine, align=align, faces=faces)

@@ -97,8 +97,8 @@ def test_imports_run_one_way(path: Path) -> None:
     wrong = {
         other
         for other in neighbours(path)
-        if room(other) != room(own) and layer(other) >= layer(own)
-        or room(other) == "__main__" and not own.endswith("__main__")
+        if (room(other) != room(own) and layer(other) >= layer(own))
+        or (room(other) == "__main__" and not own.endswith("__main__"))
     }  # fmt: skip
     assert wrong == set()
 

@@ -25,7 +25,7 @@ from face_gender.audit import duplicates, embeddings, pictures
 from face_gender.audit.__main__ import main
 from face_gender.audit.findings import COLUMNS
 from face_gender.audit.run import AuditReport, audit
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.sources import open_source
 from face_gender.data.tables import read_index, write_index
 from face_gender.errors import InputError
@@ -203,7 +203,7 @@ def test_groups_keep_copies_in_one_split(
 
 def test_pictures_that_the_net_has_seen_are_named_and_still_judged(tmp_path: Path) -> None:
     data = make_portraits(tmp_path / "data", 20, 20)
-    index = create_csv(data, tmp_path / "index.csv", progress=False)
+    index = Index.create(data, tmp_path / "index.csv", progress=False)
     seen = index.table[np.arange(40) % 4 != 0]
     portrait("male", 0).save(data / "male" / "copy.png")  # of one that was seen, or not
     some = save_checkpoint(tmp_path / "some.pth", tuple(seen["sha256"]))
@@ -298,7 +298,7 @@ def test_odd_names_come_through(tmp_path: Path, weights: Path) -> None:
     report = look(data, tmp_path / "audit", weights, apply=True, score=1)
     assert {f"female/z{name}" for name in odd} <= set(report.findings["path"])
     assert main([str(data), "--output", str(tmp_path / "audit"), "--weights", str(weights)]) == 0
-    index = create_csv(data, tmp_path / "index.csv", groups=report.files[1], progress=False)
+    index = Index.create(data, tmp_path / "index.csv", groups=report.files[1], progress=False)
     kept = {f"{folder}{name}" for name in odd for folder in ("male/", "female/z")}
     assert kept <= set(index.table["path"])
     assert (index.table["group"] != "").all()
@@ -530,7 +530,7 @@ def plain_weights(data: Path) -> list[str]:
 
 def index_of_other_pictures(data: Path) -> list[str]:
     other = make_faces(data.parent / "other", 3, 3)
-    index = create_csv(other, data.parent / "index.csv", progress=False)
+    index = Index.create(other, data.parent / "index.csv", progress=False)
     for path in data.rglob("*.jpg"):
         draw_face("female", 50).save(path)
     return [os.fspath(index), "--data", str(data)]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sentences import sentence
 
 from face_gender.data.dataset import EpochSampler
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.tables import write_index
 from face_gender.errors import InputError
 from face_gender.model.checkpoint import load_checkpoint
@@ -39,7 +39,7 @@ LIMIT = 300
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 pictures to train on, 4 to choose by: no number of processes divides these batches."""
-    made = create_csv(
+    made = Index.create(
         make_faces(tmp_path_factory.mktemp("faces"), 16, 16), ratios=(70, 18, 12), progress=False
     )
     answers = ["0.9" if i % 3 else "" for i in range(len(made.table))]
@@ -151,7 +151,7 @@ def test_a_killed_process_is_started_again_and_training_goes_on(
 
 
 def test_processes_with_different_indexes_are_refused(index: Path, tmp_path: Path) -> None:
-    other = create_csv(index.parent, tmp_path / "other.csv", seed=9, progress=False).path
+    other = Index.create(index.parent, tmp_path / "other.csv", seed=9, progress=False).path
     script = (
         "import os, sys; from face_gender import train; rank = int(os.environ['RANK']);"
         "sys.exit(train.main([sys.argv[1 + rank], *sys.argv[3:]]))"

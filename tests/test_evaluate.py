@@ -23,7 +23,7 @@ from PIL import Image
 
 from face_gender import CLASSES
 from face_gender.data.dataset import UnreadablePictureWarning
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.tables import read_index, write_index
 from face_gender.evaluate import __main__ as evaluate
 from face_gender.evaluate.predict import evaluate as evaluation_of
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/, its index with two further columns, and weights trained on it."""
     folder = tmp_path_factory.mktemp("made")
     data = make_faces(folder / "data", 24, 24)
-    table = create_csv(data, progress=False).table
+    table = Index.create(data, progress=False).table
     table["source"] = ["web" if i % 3 else "scan" for i in range(len(table))]
     table["age"] = [("9", "10-19", "")[i % 3] for i in range(len(table))]
     table["many"] = [f"value {i}" for i in range(len(table))]

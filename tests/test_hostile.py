@@ -40,7 +40,7 @@ from face_gender.classify import engines
 from face_gender.classify.classifier import classify, load_classifier
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels, load_image
-from face_gender.data.index import create_csv
+from face_gender.data.index import Index
 from face_gender.data.sources import FolderSource, find_images
 from face_gender.data.tables import read_index
 from face_gender.errors import InputError
@@ -173,7 +173,7 @@ def test_an_index_that_leads_out_is_refused_wherever_it_is_read(
 ) -> None:
     data = make_faces(tmp_path / "data", 4, 4)
     draw_face("male", 99).save(tmp_path / "secret.jpg")
-    create_csv(data, progress=False)
+    Index.create(data, progress=False)
     index = data / "index.csv"
     with open(index, "a") as file:
         file.write(f"{path},0,train,{'0' * 64}\n")
@@ -391,7 +391,7 @@ def test_the_commands_themselves_never_hang_on_such_folders(tmp_path: Path, weig
 @ON_UNIX
 def test_training_leaves_out_what_became_a_pipe(tmp_path: Path, one_thread: None) -> None:
     data = make_faces(tmp_path / "data", 8, 8)
-    table = create_csv(data, progress=False).table
+    table = Index.create(data, progress=False).table
     name = table[table["split"] == "train"]["path"].iloc[0]
     (data / name).unlink()
     os.mkfifo(data / name)

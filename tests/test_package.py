@@ -14,7 +14,7 @@ from conftest import ROOT, draw_face, save_colour_net
 
 from face_gender import __main__ as command
 from face_gender import __version__
-from face_gender.classify import weights
+from face_gender.model import weights
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -60,7 +60,7 @@ def test_where_weights_are_looked_for(tmp_path: Path) -> None:
     packaged = ROOT / "face_gender" / "model_weights" / "shipped.pth"
     assert weights.default_weights() == [checkout / "best.pth", checkout / "shipped.pth", packaged]
     # As pip installs it: nothing of a checkout around the package.
-    code = "from face_gender.classify.weights import default_weights; print(*default_weights())"
+    code = "from face_gender.model.weights import default_weights; print(*default_weights())"
     (tmp_path / "face_gender").mkdir()
     for name in ("__init__.py", "errors.py", "classify/__init__.py", "classify/weights.py"):
         (tmp_path / "face_gender" / name).parent.mkdir(exist_ok=True)

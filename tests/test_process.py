@@ -19,8 +19,8 @@ from PIL import Image
 
 from face_gender import RECIPE_NAMES
 from face_gender.classify import __main__ as process
-from face_gender.classify import weights as lookup
 from face_gender.data.sources import find_images
+from face_gender.model import weights as lookup
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import load_checkpoint
 from face_gender.model.recipes import RECIPES

@@ -21,7 +21,7 @@ from conftest import ROOT, heed_ctrl_c, make_faces
 from sentences import sentence
 
 from face_gender.data.dataset import UnreadablePictureWarning
-from face_gender.data.index import IndexReport, create_csv
+from face_gender.data.index import IndexReport
 from face_gender.errors import InputError
 from face_gender.files import write_atomically
 from face_gender.model.checkpoint import load_checkpoint
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def index(tmp_path: Path) -> IndexReport:
-    return create_csv(make_faces(tmp_path / "data", 12, 12), progress=False)
+    return Index.create(make_faces(tmp_path / "data", 12, 12), progress=False)
 
 
 def run(recipe: Recipe | str, index: IndexReport, out: Path, **options: Any) -> list[EpochReport]:
@@ -210,7 +210,7 @@ def test_other_epochs_are_refused_where_the_schedule_hangs_on_them(
 
 def test_another_index_is_refused(index: IndexReport, tmp_path: Path) -> None:
     stop_after(1, QUICK, index, tmp_path / "w")
-    other = create_csv(index.path.parent, tmp_path / "other.csv", seed=5, progress=False)
+    other = Index.create(index.path.parent, tmp_path / "other.csv", seed=5, progress=False)
     before = files(tmp_path / "w")
     with pytest.raises(InputError) as caught:
         list(training(QUICK, other.table, index.path.parent, tmp_path / "w", resume=True,

@@ -28,13 +28,13 @@ from PIL import Image, ImageDraw
 from face_gender.audit import embeddings, labels, outliers, pictures
 from face_gender.audit.duplicates import near_duplicates
 from face_gender.audit.run import AuditReport, audit
-from face_gender.classify.__main__ import SHIPPED_WEIGHTS
 from face_gender.console import run_command
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.index import list_pictures
 from face_gender.data.sources import FolderSource, find_images
 from face_gender.data.tables import write_index
 from face_gender.model.checkpoint import load_checkpoint
+from face_gender.model.weights import shipped_weights
 from tools import plant
 
 FOLDS = 5
@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("work", type=Path)
         command.add_argument("--pictures", type=int, help="as many, drawn by seed 0 (default: all)")
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        command.add_argument("--weights", type=Path, nargs="+", default=[SHIPPED_WEIGHTS])
+        command.add_argument("--weights", type=Path, nargs="+", default=[shipped_weights()])
         if name == "planted":
             command.add_argument("--portraits", type=Path, required=True)
         if name == "sheet":

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from face_gender.classify.weights import find_weights
 from face_gender.console import not_empty, positive, print_stderr, probability, run_command
 from face_gender.errors import InputError, first_line
 from face_gender.files import MAX_BYTES, has_image_suffix
+from face_gender.model.weights import find_weights
 
 try:
     import pyarrow as pa

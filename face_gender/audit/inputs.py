@@ -6,26 +6,15 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from face_gender.data.index import find_data, list_pictures
-from face_gender.data.scan import check_matches
-from face_gender.data.sources import Source, open_source
+from face_gender.data.index import Index, list_pictures
+from face_gender.data.sources import Source
 from face_gender.data.tables import read_cells, read_index
 from face_gender.errors import InputError
-
-
-@runtime_checkable
-class Index(Protocol):
-    """A table and the source it belongs to, opened and verified."""
-
-    table: pd.DataFrame
-    source: Source
-    path: Path | None
 
 
 @dataclass(frozen=True)
@@ -63,21 +52,18 @@ def open_input(
         table, source, unlisted = list_pictures(path)
         notes = tuple(f"not looked into: {folder}: {reason}" for folder, reason in unlisted)
         return AuditInput(table, source, None, notes)
-    table = read_index(path)
-    if table.empty:
-        raise InputError(f"{path} names no pictures: make an index with data_split.py.")
     try:
-        source = open_source(data) if data is not None else find_data(path, table)
+        index = Index.open(path, data)
     except InputError:
-        if data is not None or "split" in table:
-            raise
         with suppress(InputError):
-            # An older form, whose names may be those of pictures in male/ and female/ beside it.
-            table, source, _ = list_pictures(path)
-            return AuditInput(table, source, None)
+            # A list whose names may be those of pictures in male/ and female/ beside it.
+            if data is None and "split" not in read_index(path):
+                table, source, _ = list_pictures(path)
+                return AuditInput(table, source, None)
         raise
-    check_matches(table, source)
-    return _of_index(table, source, read_cells(path, "make an index with data_split.py"))
+    return _of_index(
+        index.table, index.source, read_cells(path, "make an index with data_split.py")
+    )
 
 
 def _of_index(table: pd.DataFrame, source: Source, written: pd.DataFrame) -> AuditInput:

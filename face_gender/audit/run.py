@@ -21,7 +21,6 @@ from face_gender.audit.inputs import AuditInput, Index, open_input
 from face_gender.audit.judge import Judge, Judgement
 from face_gender.audit.page import write_page
 from face_gender.audit.stages import Stages
-from face_gender.classify.__main__ import SHIPPED_WEIGHTS
 from face_gender.console import Stderr
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
@@ -31,6 +30,7 @@ from face_gender.errors import InputError
 from face_gender.files import check_output, cpu_count, make_folder
 from face_gender.model.checkpoint import read_checkpoint
 from face_gender.model.recipes import Recipe, get_recipe
+from face_gender.model.weights import shipped_weights
 
 # The page shows so many findings of an issue; audit.csv has them all.
 _SHOWN = 2_000
@@ -97,7 +97,7 @@ def audit(
     output, given = Path(output), open_input(index_or_data, data)
     _check(folds, score, jobs)
     _make_output(output, index_or_data)
-    nets = [Path(each) for each in weights] or [SHIPPED_WEIGHTS]
+    nets = [Path(each) for each in weights] or [shipped_weights()]
     checkpoints = [read_checkpoint(path) for path in nets]
     judge = Judge(given, Stages(output / "stages"), jobs or cpu_count(), seed, folds, progress)
     found = judge.judge(checkpoints, get_recipe(recipe) if isinstance(recipe, str) else recipe)

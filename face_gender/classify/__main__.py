@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 from face_gender import RECIPE_NAMES
 from face_gender.classify.engines import ENGINES, check_engine
 from face_gender.classify.resume import keep_results, partial_path, read_partial, remove_partial
-from face_gender.classify.weights import find_weights
 from face_gender.console import (
     Stderr,
     class_names,
@@ -40,6 +39,7 @@ from face_gender.console import (
 from face_gender.data.sources import Source, find_images
 from face_gender.errors import InputError
 from face_gender.files import check_output, make_folder
+from face_gender.model.weights import find_weights
 
 if TYPE_CHECKING:
     from face_gender.classify.classifier import Classifier

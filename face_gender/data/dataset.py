@@ -148,8 +148,9 @@ class PixelDataset(Dataset[Sample]):
     def __init__(self, dataset: FaceDataset, threads: int) -> None:
         if not isinstance(dataset.transform, FaceTransform):
             raise TypeError("make_loader needs Preprocessing.train_transform or eval_transform.")
-        self.dataset, self.labels = dataset, dataset.labels
-        self.preprocessing = dataset.transform.preprocessing
+        self.faces = dataset
+        self.paths, self.labels = dataset.paths, dataset.labels
+        self.transform = dataset.transform
         self.threads = threads
 
     def __len__(self) -> int:
@@ -158,12 +159,12 @@ class PixelDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         label = int(self.labels[position])
         try:
-            name, source = str(self.dataset.paths[position]), self.dataset.source
-            pixels = load_pixels(name, source, self.preprocessing.at_least)
+            name, preprocessing = str(self.paths[position]), self.transform.preprocessing
+            pixels = load_pixels(name, self.faces.source, preprocessing.at_least)
         except UnreadableImage as error:
             return Sample(position, label, None, error.reason)
-        face = self.dataset.face(position, *pixels.shape[1:])
-        return Sample(position, label, self.preprocessing.prepare(pixels, face))
+        face = self.faces.face(position, *pixels.shape[1:])
+        return Sample(position, label, preprocessing.prepare(pixels, face))
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
         """Return the sample at each position, decoded in threads: torch's hook for a batch."""

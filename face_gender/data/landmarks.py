@@ -12,9 +12,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
-from face_gender.data.preprocessing import DETECTOR_SIDE
 from face_gender.data.sources import Source
-from face_gender.faces.detector import Detector, Face, load_detector
+from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
 from face_gender.files import cpu_count
 
 # Left and right are those of the picture. All are fractions of the upright picture's sides.

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from face_gender.data.augmentation import N_UNIFORMS, Augmentation, is_number
 from face_gender.errors import excerpt
 from face_gender.faces.alignment import MARGIN, align
-from face_gender.faces.detector import Face
+from face_gender.faces.detector import DETECTOR_SIDE, Face
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Eight times what the largest net of torchvision takes; a batch of such pictures is gigabytes.
 MAX_NET_SIDE = 4096
-# The shorter side, in pixels, of what a detector is shown of a larger JPEG.
-DETECTOR_SIDE = 720
 
 
 def as_dict(value: Any) -> dict[Any, Any]:

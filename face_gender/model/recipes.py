@@ -41,7 +41,8 @@ class Recipe:
     """Everything that decides a training run but the data, the seed and the machine.
 
     - ``arch``: a name that `architectures.build_model` knows.
-    - ``init``: "imagenet", "none" (random weights) or the path of a .pth to start from.
+    - ``init``: "imagenet", "none" (random weights), "shipped" (those that come with the kit) or
+      the path of a .pth to start from.
     - ``frozen``: submodules that keep the weights they start with; nothing is frozen when ``init``
       is "none", since random layers would stay random.
     - ``feature_extract``: train the last layer alone.

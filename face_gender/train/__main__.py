@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     add(
         "--init",
         metavar="PTH",
-        help="start a new run from these weights: a .pth, imagenet, or none (default: the "
+        help="start a new run from these weights: a .pth, shipped, imagenet, or none (default: the "
         "recipe's)",
     )
     add(

@@ -12,6 +12,7 @@ from face_gender.errors import InputError
 from face_gender.model.architectures import build_model, freeze, freeze_all_but_head
 from face_gender.model.checkpoint import Checkpoint, load_weights, start_from
 from face_gender.model.recipes import Recipe
+from face_gender.model.weights import shipped_weights
 
 
 def build_for(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module, Tensor]:
@@ -29,7 +30,8 @@ def build_for(recipe: Recipe, last: Checkpoint | None = None) -> tuple[nn.Module
         load_weights(model, last.weights, recipe.name)
         seen = last.seen_hashes
     elif recipe.init not in ("imagenet", "none"):
-        seen = start_from(model, recipe.init, recipe.arch)
+        init = shipped_weights() if recipe.init == "shipped" else recipe.init
+        seen = start_from(model, init, recipe.arch)
     if recipe.feature_extract:
         freeze_all_but_head(model)
     elif recipe.init != "none":

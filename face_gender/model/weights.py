@@ -1,4 +1,4 @@
-"""The .pth that predicts where the user names none. Standard library alone."""
+"""Where weights lie: the user's own, and those that come with the kit. Standard library alone."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def default_weights() -> list[Path]:
     folder = checkout if checkout.is_dir() else Path("model_weights")
     packaged = _PACKAGE / "model_weights" / "shipped.pth"
     return [folder / "best.pth", folder / "shipped.pth", packaged]
+
+
+def shipped_weights() -> Path:
+    """Return the weights that come with the kit. Raises InputError where they are missing."""
+    for path in default_weights()[1:]:
+        if path.exists():
+            return path
+    raise InputError(f"{default_weights()[1]} does not exist: install the kit again.")
 
 
 def find_weights(given: Path | None = None) -> Path:
