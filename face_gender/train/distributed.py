@@ -8,6 +8,8 @@ from __future__ import annotations
 import atexit
 import os
 import platform
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from face_gender.errors import InputError
 from face_gender.files import cpu_count
 
 _Value = TypeVar("_Value")
+
+_PATIENCE = 1800.0  # seconds that processes wait for each other, as torch has it
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,40 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
     elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own, where nobody has chosen
         torch.set_num_threads(world.processors)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        store, rank, _ = next(dist.rendezvous("env://"))
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=_store_of_attempt(store, rank, size), rank=rank, world_size=size
+        )
         # Not sooner: processes that leave and join again meet those that have not left yet.
         atexit.register(dist.destroy_process_group)
     return world, chosen
+
+
+def _store_of_attempt(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """Return a part of the processes' store that is empty at the start of each attempt.
+
+    torchrun keeps one store over its restarts, and gloo would connect to addresses of processes
+    that are gone (pytorch issue 167288). Nothing tells attempts apart on all machines, so rank 0
+    draws a name for the part and hands it to whoever asks by a name of its own.
+    """
+    own = secrets.token_hex(8)
+    if rank:
+        store.set(f"hello/{rank}", own)
+        name = store.get(f"welcome/{own}").decode()
+        store.set(f"ready/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    missing, limit = set(range(1, size)), time.monotonic() + _PATIENCE
+    while missing:
+        for each in sorted(missing):
+            if store.check([f"ready/{own}/{each}"]):
+                missing.remove(each)
+            elif store.check([f"hello/{each}"]):  # perhaps of one that is gone: ask again
+                store.set(f"welcome/{store.get(f'hello/{each}').decode()}", own)
+        if time.monotonic() > limit:
+            raise InputError(f"{len(missing)} of {size} processes did not come: start all again.")
+        time.sleep(0.01)
+    return dist.PrefixStore(own, store)
 
 
 def _job() -> str:
