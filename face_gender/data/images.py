@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import threading
 import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -18,6 +17,8 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from face_gender.data import bmp, jpeg, png, tiff
+from face_gender.data.memory import reserve
+from face_gender.data.modes import to_rgb, without_empty_alpha
 from face_gender.data.sources import Reader
 from face_gender.data.tiff import NotDecoded
 from face_gender.errors import excerpt, printable
@@ -42,10 +43,9 @@ _MOST_PIXELS_PER_BYTE = 100
 # Every scan of a progressive JPEG goes over all pixels again, and a scan takes some 20 bytes.
 _MOST_SCANNED = 20 * MAX_PIXELS
 
-# What Pillow takes for a pixel while it is decoded and converted, what libjpeg takes, and what a
-# progressive JPEG keeps of each at full scale; all in bytes, and the most for all threads.
+# Bytes that Pillow takes for a pixel while it is decoded and converted, that libjpeg takes, and
+# that a progressive JPEG keeps of each at full scale.
 _PILLOW_COST, _LIBJPEG_COST, _PROGRESSIVE_COST = 12, 4, 6
-_MOST_MEMORY = 3 * 2**29
 
 _FORMATS = ("BMP", "DIB", "GIF", "WEBP", "PPM", "AVIF", "HEIF", "JXL")
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
@@ -56,8 +56,12 @@ _JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 
 # Where a JPEG's scans are cut off, libjpeg makes pixels of this grey; CMYK may round it down.
 _FILL = ({127}, {128})
-# In place of what may be missing at the end of a scan: no bit is the same in both.
-_PADS = (bytes((0xAA, *range(1, 200))), bytes((0x55, *range(200, 0, -1))))
+# In place of what may be missing at the end of a scan: no bit is the same in both, and restarts
+# follow, of which every eighth is the one that a decoder waits for.
+_PADS = tuple(
+    bytes((start, *noise)) + b"".join(bytes((0xFF, 0xD0 + i, *noise)) for i in range(8))
+    for start, noise in ((0xAA, range(1, 99)), (0x55, range(99, 0, -1)))
+)
 _TRUNCATED = "truncated: {} % of its rows are there"
 
 _TURNS = {
@@ -132,7 +136,7 @@ def decode_pixels(data: bytes, name: str, at_least: int | None = None) -> Tensor
     cost = _libjpeg_cost(data, at_least)
     if libjpeg is not None and cost is not None:
         # What libjpeg refuses, Pillow may still read, and if not, it says why.
-        with suppress(RuntimeError), _memory.reserve(cost):
+        with suppress(RuntimeError), reserve(cost):
             pixels: Tensor = libjpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB)
             if {*pixels[:, -1, -1].tolist()} not in _FILL:
                 return pixels
@@ -199,36 +203,6 @@ def _cost(header: jpeg.Header, scale: int, each: int) -> int:
     return each * pixels // scale**2 + _PROGRESSIVE_COST * pixels * header.is_progressive
 
 
-class _Memory:
-    """What all threads together may take for pixels; one that needs more than all of it is alone.
-
-    Who waits keeps the door closed, so that a large picture comes before the small ones behind it.
-    """
-
-    def __init__(self) -> None:
-        self._door = threading.Lock()
-        self._freed = threading.Condition()
-        self._taken = 0
-
-    @contextmanager
-    def reserve(self, cost: int) -> Iterator[None]:
-        cost = min(cost, _MOST_MEMORY)
-        with self._door, self._freed:
-            self._freed.wait_for(lambda: self._taken + cost <= _MOST_MEMORY)
-            self._taken += cost
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._taken -= cost
-                self._freed.notify_all()
-
-
-_memory = _Memory()
-if hasattr(os, "register_at_fork"):  # a child has none of the threads that would give back
-    os.register_at_fork(after_in_child=_memory.__init__)  # type: ignore[misc]
-
-
 def is_bomb(width: int, height: int, data: bytes) -> bool:
     """Tell whether a file announces more pixels, or JPEG scans of them, than any photograph."""
     pixels = width * height
@@ -250,7 +224,10 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Image.I
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "not an image, or of a format that is not known") from error
     except Image.DecompressionBombError as error:
-        reason = "decompression bomb: more pixels, or JPEG scans of them, than any photograph has"
+        reason = (
+            f"decompression bomb: over {_MOST_ANNOUNCED:,} pixels, {MAX_SIDE:,} on a side, or more "
+            "pixels or scans than so small a file holds"
+        )
         raise UnreadableImage(name, reason) from error
     except NotDecoded as error:
         raise UnreadableImage(name, str(error)) from error
@@ -275,7 +252,7 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
         box = getattr(image, "dispose_extent", None)  # of a GIF's first frame
         if box and box != (0, 0, *image.size):
             canvas = Image.new("RGB", image.size, "white")
-            canvas.paste(_to_rgb(image).crop(box), box)
+            canvas.paste(to_rgb(image).crop(box), box)
             return _finished(canvas)
         # Pillow stretches the values of a PGM to all of 16 bits.
         return _finished(image, orientation, 65_535 if image.mode == "I" else None)
@@ -290,7 +267,6 @@ def _formats(data: bytes) -> tuple[str, ...]:
     return _FORMATS
 
 
-@cache
 def _has_plugin(name: str) -> bool:
     """Register a plugin of Pillow where it is installed; tell whether it is."""
     try:
@@ -316,7 +292,7 @@ def _loaded(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     with factory(io.BytesIO(data), "") as image:
         if is_bomb(*image.size, data):
             raise Image.DecompressionBombError
-        with _memory.reserve(_PILLOW_COST * image.width * image.height):
+        with reserve(_PILLOW_COST * image.width * image.height):
             image.load()
             yield image
 
@@ -334,7 +310,7 @@ def _decode_jpeg(data: bytes, at_least: int | None) -> Image.Image:
         raise NotDecoded(_TRUNCATED.format(0))
     scans = header.segments + data[header.scans : end]
     scale = _scale(header, at_least)
-    with _memory.reserve(_cost(header, scale, _PILLOW_COST)):
+    with reserve(_cost(header, scale, _PILLOW_COST)):
         image = _draft(scans + jpeg.END, scale)
         if not is_whole or _ends_in_fill(image):
             _check_rows(image, scans, scale)
@@ -373,7 +349,7 @@ def _decode_png(data: bytes) -> Image.Image:
     with _loaded(chunks.data, ("PNG",)) as image:
         if chunks.transparent:
             mask = _is_transparent(image, chunks)
-            values = np.asarray(_to_rgb(image)).copy()
+            values = np.asarray(to_rgb(image)).copy()
             values[mask] = 255
             return _finished(Image.fromarray(values), chunks.orientation)
         return _finished(image, chunks.orientation)
@@ -402,7 +378,7 @@ def _decode_tiff(data: bytes) -> Image.Image:
     first = tiff.read_directory(data)
     with _loaded(first.data, ("TIFF",)) as image:
         if first.has_doubtful_alpha:
-            image = _without_empty_alpha(image)
+            image = without_empty_alpha(image)
         white = 2**first.depth - 1
         if first.is_negative:
             image = Image.fromarray(white - np.asarray(image))
@@ -414,53 +390,15 @@ def _decode_tiff(data: bytes) -> Image.Image:
 def _decode_bitmap(data: bytes, header: bmp.Header) -> Image.Image:
     if is_bomb(header.width, header.height, data):
         raise Image.DecompressionBombError
-    with _memory.reserve(_PILLOW_COST * header.width * header.height):
-        return _finished(_without_empty_alpha(Image.fromarray(bmp.decode(data, header))))
-
-
-def _without_empty_alpha(image: Image.Image) -> Image.Image:
-    """Drop an alpha of zeros alone, which is one that the writer left empty; viewers do."""
-    alpha = image.getchannel("A") if "A" in image.getbands() else None
-    return image.convert("RGB") if alpha and alpha.getextrema() == (0, 0) else image
+    with reserve(_PILLOW_COST * header.width * header.height):
+        return _finished(without_empty_alpha(Image.fromarray(bmp.decode(data, header))))
 
 
 def _finished(image: Image.Image, orientation: int = 1, white: int | None = None) -> Image.Image:
     """Return a picture as RGB, upright, of MAX_PIXELS at most."""
-    rgb = _to_rgb(image, white)
+    rgb = to_rgb(image, white)
     if rgb.width * rgb.height > MAX_PIXELS:
         rgb = rgb.reduce(2)
     if orientation in _TURNS:
         return rgb.transpose(_TURNS[orientation])
     return rgb.copy() if rgb is image else rgb
-
-
-def _to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
-    """Convert any mode to RGB; ``white`` is the value of white in 16 and 32 bits, if known."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith(("I", "F")):
-        return _eight_bit(image, white).convert("RGB")
-    if image.has_transparency_data:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        background = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(background, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image, white: float | None) -> Image.Image:
-    """Scale 16-bit, 32-bit and float grey values to 0..255; Pillow's own convert clips them."""
-    values: npt.NDArray[np.floating] = np.asarray(image, dtype=np.float32)
-    if white is None:
-        white = 65_535 if image.mode.startswith("I;16") else _likely_white(values, image.mode)
-    scaled = np.nan_to_num(values) * np.float32(255 / white)
-    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
-
-
-def _likely_white(values: npt.NDArray[np.floating], mode: str) -> float:
-    """Return the value of white that fits to the largest one; no file says it."""
-    top = float(np.max(values, initial=0, where=np.isfinite(values)))
-    if top > 65_535:
-        raise NotDecoded(f"values of up to {top:.3g}, of which white is not known: save it as PNG")
-    if mode == "F" and top <= 2:  # meant as 0..1, with some overshoot
-        return 1
-    return 255 if top <= 255 else 65_535
