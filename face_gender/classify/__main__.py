@@ -36,7 +36,7 @@ from face_gender.console import (
     print_stderr,
     probability,
 )
-from face_gender.data.sources import Source, find_images
+from face_gender.data.sources import Source, find_images, passed_over_in_words
 from face_gender.errors import InputError
 from face_gender.files import check_output, make_folder
 from face_gender.model.weights import find_weights
@@ -311,9 +311,8 @@ def report(
         counts = Counter(each.label(threshold) for each in counted)
         labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
         print_stderr(f"{options.output}: {labels}, {len(skipped)} skipped")
-        if source.passed_over:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in source.passed_over.items())
-            print_stderr(f"passed over: {kinds}")
+        if passed_over := passed_over_in_words(source.passed_over):
+            print_stderr(passed_over)
     return 3 if options.strict and skipped else 0
 
 
