@@ -223,7 +223,6 @@ def image_names(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if has_image_suffix(name) and not is_hidden(name))
 
 
-<<<<<<< HEAD
 def list_images(source: Source, recursive: bool = True) -> list[str]:
     """Return the sorted names of a source's pictures; others are counted in ``passed_over``."""
     names = list(source.names(recursive))
@@ -231,16 +230,6 @@ def list_images(source: Source, recursive: bool = True) -> list[str]:
     if len(found) < len(names):
         source.passed_over[OTHER_ENDING] += len(names) - len(found)
     return found
-=======
-def passed_over_in_words(counts: Counter[str]) -> str:
-    """Return "passed over: 3 hidden, 12 with other endings", "" where nothing was."""
-    found = ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common() if count)
-    return f"passed over: {found}" if found else ""
-
-
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and has_image_suffix(path.name)
->>>>>>> classify
 
 
 def find_images(
