@@ -567,7 +567,10 @@ def test_every_picture_has_its_own_embedding_and_a_bad_one_none(tmp_path: Path) 
     (tmp_path / "male" / "m_2.jpg").write_bytes(b"")
     table, source, _ = list_pictures(tmp_path)
     seen: list[int] = []
-    features = embed_all(random_checkpoint(), table, source, 1, seen.append)["final"]
+    found = embed_all(random_checkpoint(), table, source, 1, seen.append)
+    features = found["final"]
+    # Of three convolutions, the first two.
+    assert (found["early"].shape[1], features.shape[1]) == (32 + 64, 412)
     assert (features.dtype, len(features), sum(seen)) == (np.float16, 11, 11)
     bad = (table["path"] == "male/m_2.jpg").to_numpy()
     assert np.isnan(features[bad]).all()

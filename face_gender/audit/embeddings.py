@@ -15,6 +15,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from face_gender import CLASSES
 from face_gender.data.dataset import FaceDataset, make_loader, to_input
@@ -43,8 +44,9 @@ def embed_all(
 ) -> dict[str, npt.NDArray[np.float16]]:
     """Return two embeddings (n, features) of the pictures of ``table``, NaN for an unreadable one.
 
-    "final" is what the last layer is given, "early" the means of the convolutions before. In
-    float16: at 100,000 pictures the double would not fit beside the rest.
+    "final" is what the last layer is given, "early" the means of the convolutions at the
+    resolutions before its own. In float16: at 100,000 pictures the double would not fit beside
+    the rest.
     """
     model, transform = checkpoint.build()
     device = pick_device()
@@ -66,7 +68,17 @@ def embed_all(
     width = checkpoint.weights[f"{head_name(model)}.weight"].shape[1]
     if out is None:
         out = np.full((len(dataset), 2 * width), np.nan, dtype=np.float16)
-    return {"early": out[:, :-width], "final": out[:, -width:]}
+    early = out[:, :-width]
+    # The last convolution tells one face from another, and hides what is none: docs/audit.md.
+    before_last = early.shape[1] - last_channels(model)
+    return {"early": early[:, :before_last] if before_last > 0 else early, "final": out[:, -width:]}
+
+
+def last_channels(model: nn.Module) -> int:
+    """Return how many channels the last convolution before the last layer has, 0 for none."""
+    head = head_name(model)
+    convolutions = (m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and n != head)
+    return max((m.out_channels for m in list(convolutions)[-1:]), default=0)
 
 
 def hash_weights(checkpoint: Checkpoint) -> str:
