@@ -1,0 +1,283 @@
+"""The page on which a person goes through predictions and corrects them: one HTML file.
+
+No server, no network: what is shown lies in the page, but for pictures beyond a limit, which are
+linked to. page.html and page.js, the template, show sixty of them at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import itertools
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from face_gender.classify.results import Prediction, Skipped
+from face_gender.data.images import UnreadableImage, load_image
+from face_gender.data.sources import FolderSource, Source
+from face_gender.files import cpu_count, write_atomically
+from face_gender.model.explain import CAVEAT, Explanation
+
+THUMBNAILS_LIMIT = 64 * 2**20
+
+Box = tuple[float, float, float, float]
+
+# Pixels of the longer side of a thumbnail, and of a photograph that holds small faces.
+_SIDE, _PHOTO_SIDE = 128, 400
+# The part of a photograph from which a face is as good as the photograph, and what is shown
+# around a smaller one, in sides of its box.
+_WHOLE, _MARGIN = 0.4, 0.35
+_MAP_SIDE = 32
+_BLOCK = 32  # thumbnails in one element of the page
+_CHUNK = 256  # pictures read before the size is looked at
+# "<" would end the script that holds the data; lone surrogates are in no encoding; the others are
+# unsafe or invisible in some parser. All of them stand inside strings, where \uXXXX is the same.
+_UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    predictions: Iterable[Prediction],
+    skipped: Iterable[Skipped],
+    source: Source,
+    *,
+    threshold: float = 0.0,
+    title: str = "Predictions",
+    facts: Sequence[tuple[str, str]] = (),
+    thumbnails_limit: int = THUMBNAILS_LIMIT,
+    explanations: Mapping[Prediction, Explanation] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write predictions as one self-contained HTML file, UTF-8, whole or not at all.
+
+    A prediction may have ``box`` (x, y, width, height), in pixels of the upright picture that
+    ``name`` is of in ``source``, and ``faces``, the number found; several with one name are faces
+    of one picture. ``threshold``: below this confidence, a label is "uncertain". ``facts``: names
+    and values for the head of the page. Pictures are embedded from the least confident on, up to
+    ``thumbnails_limit`` bytes of the page; beyond, the page links to files of a folder, and shows
+    none of an archive. ``progress`` is called with the number of pictures that were read.
+    Raises InputError where ``path`` cannot be written.
+    """
+    ordered = sorted(predictions, key=lambda each: (each.confidence, each.name))
+    faces = _by_name(ordered)
+    thumbnails = _Thumbnails()
+    why = _explained(ordered, explanations or {}, thumbnails)
+    embedded = _embed(faces, source, thumbnails, thumbnails_limit, workers, progress)
+    data = {
+        **_entries(ordered, faces, threshold),
+        **embedded,
+        "why": why,
+        "caveat": CAVEAT,
+        "skipped": sorted([each.name, each.reason] for each in skipped),
+        "facts": [[str(name), str(value)] for name, value in facts],
+        "base": _base(source, Path(path)),
+        "block": _BLOCK,
+        "next": _next_step(source),
+    }
+    here = Path(__file__)
+    pieces = {
+        "title": [html.escape(title).encode("utf-8", "backslashreplace")],
+        "data": [as_json(data)],
+        "script": [here.with_suffix(".js").read_bytes()],
+        "thumbnails": thumbnails.blocks(),
+    }
+    template = here.with_suffix(".html").read_text(encoding="utf-8")
+    write_atomically(path, lambda file: file.writelines(fill(template, pieces)))
+
+
+def fill(template: str, pieces: Mapping[str, Iterable[bytes]]) -> Iterator[bytes]:
+    """Yield a template with its {{placeholders}} replaced; what is filled in is not looked at."""
+    for i, part in enumerate(re.split(r"\{\{(\w+)\}\}", template)):
+        yield from pieces[part] if i % 2 else [part.encode()]
+
+
+def as_json(data: object) -> bytes:
+    """Return data as JSON that is safe inside a script element, whatever names it holds."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+
+
+class _Thumbnails:
+    """JPEG files in the order in which they were added, and how large they are in the page."""
+
+    def __init__(self) -> None:
+        self._encoded: list[bytes] = []
+        self.size = 0
+
+    def add(self, jpeg: bytes) -> int:
+        """Keep a file; return its number."""
+        self._encoded.append(base64.b64encode(jpeg) + b"\n")
+        self.size += len(self._encoded[-1])
+        return len(self._encoded) - 1
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield an element for some thumbnails at a time; the page decodes only what it shows."""
+        for start in range(0, len(self._encoded), _BLOCK):
+            yield b'<script type="text/plain" id="t%d">' % (start // _BLOCK)
+            yield from self._encoded[start : start + _BLOCK]
+            yield b"</script>\n"
+
+
+class _Face(NamedTuple):
+    """A prediction's place in the order of the page, its box and the number of faces found."""
+
+    place: int
+    box: Box | None
+    faces: int | None
+
+
+def _by_name(ordered: Sequence[Prediction]) -> dict[str, list[_Face]]:
+    found: dict[str, list[_Face]] = {}
+    for place, each in enumerate(ordered):
+        box, faces = getattr(each, "box", None), getattr(each, "faces", None)
+        found.setdefault(each.name, []).append(_Face(place, box, faces))
+    return found
+
+
+def _entries(
+    ordered: Sequence[Prediction], faces: Mapping[str, Sequence[_Face]], threshold: float
+) -> dict[str, Any]:
+    """Return the predictions as page.js reads them: a list for each of their properties."""
+    number = {name: i for i, name in enumerate(faces)}
+    classes = ordered[0].classes if ordered else ()
+    entries = {
+        "classes": classes,
+        "names": list(faces),
+        "picture": [number[each.name] for each in ordered],
+        "label": [each.scores.index(each.confidence) for each in ordered],
+        "confidence": [round(each.confidence, 4) for each in ordered],
+    }
+    boxes = {face.place: face.box for own in faces.values() for face in own if face.box}
+    return {
+        **entries,
+        # Labels that a person gives are kept by it: those of other predictions never show up.
+        "hash": hashlib.sha256(as_json(entries)).hexdigest()[:32],
+        "uncertain": sum(each.confidence < threshold for each in ordered),
+        "threshold": threshold,
+        "faces": {number[name]: own[0].faces for name, own in faces.items() if own[0].faces},
+        "box": {place: [round(float(side), 1) for side in box] for place, box in boxes.items()},
+    }
+
+
+class _Shots(NamedTuple):
+    """Of one picture: its (width, height), a JPEG file for each face, one of it all or None."""
+
+    size: tuple[int, int]
+    faces: list[bytes]
+    photo: bytes | None
+
+
+def _embed(
+    faces: Mapping[str, Sequence[_Face]],
+    source: Source,
+    thumbnails: _Thumbnails,
+    limit: int,
+    workers: int | None,
+    progress: Callable[[int], object] | None,
+) -> dict[str, Any]:
+    """Read pictures in order until their thumbnails fill the limit; return these's numbers."""
+    thumb = [-1] * sum(map(len, faces.values()))
+    photo: dict[int, int] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+
+    def read(item: tuple[str, Sequence[_Face]]) -> _Shots | None:
+        return _shoot(source, item[0], [face.box for face in item[1]])
+
+    remaining = iter(enumerate(faces.items()))
+    with ThreadPoolExecutor(workers or cpu_count()) as pool:
+        while thumbnails.size < limit and (chunk := list(itertools.islice(remaining, _CHUNK))):
+            shots = pool.map(read, [item for _, item in chunk])
+            for (i, (_, own)), shot in zip(chunk, shots, strict=True):
+                if shot is not None and thumbnails.size < limit:
+                    for face, jpeg in zip(own, shot.faces, strict=True):
+                        thumb[face.place] = thumbnails.add(jpeg)
+                    sizes[i] = shot.size
+                    if shot.photo:
+                        photo[i] = thumbnails.add(shot.photo)
+                if progress:
+                    progress(1)
+    boxed = {i for i, own in enumerate(faces.values()) if own[0].box}
+    return {"thumb": thumb, "photo": photo, "size": {i: sizes[i] for i in sizes.keys() & boxed}}
+
+
+def _shoot(source: Source, name: str, boxes: Sequence[Box | None]) -> _Shots | None:
+    """Return the thumbnails of one picture, None where it cannot be read any more."""
+    try:
+        image = load_image(name, source)
+    except UnreadableImage:
+        return None
+    small = [box for box in boxes if box and box[2] * box[3] < _WHOLE * image.width * image.height]
+    if not small:
+        return _Shots(image.size, [_jpeg(image, _SIDE)] * len(boxes), None)
+    around = [image.crop(_around(box, image.size)) if box else image for box in boxes]
+    shots = [_jpeg(each, _SIDE) for each in around]
+    return _Shots(image.size, shots, _jpeg(image, _PHOTO_SIDE))
+
+
+def _around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return what to cut out of a picture to show a face with something around it."""
+    x, y, width, height = box
+    margin = _MARGIN * max(width, height)
+    left, top = max(0, int(x - margin)), max(0, int(y - margin))
+    right, bottom = min(size[0], int(x + width + margin)), min(size[1], int(y + height + margin))
+    # A box may lie outside, as a file can have changed since.
+    return min(left, size[0] - 1), min(top, size[1] - 1), max(right, left + 1), max(bottom, top + 1)
+
+
+def _jpeg(image: Image.Image, side: int) -> bytes:
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=78)
+    return file.getvalue()
+
+
+def _explained(
+    ordered: Sequence[Prediction],
+    explanations: Mapping[Prediction, Explanation],
+    thumbnails: _Thumbnails,
+) -> dict[int, list[Any]]:
+    """Return by place: number of the picture that the net saw, width and height of its map, map."""
+    found: dict[int, list[Any]] = {}
+    for place, each in enumerate(ordered):
+        if each not in explanations:
+            continue
+        explained = explanations[each]
+        grey = Image.fromarray((np.clip(explained.map, 0, 1) * 255).round().astype(np.uint8))
+        grey.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BOX)
+        shown = thumbnails.add(_jpeg(Image.fromarray(explained.picture), 2 * _SIDE))
+        found[place] = [shown, *grey.size, base64.b64encode(grey.tobytes()).decode("ascii")]
+    return found
+
+
+def _base(source: Source, page: Path) -> str | None:
+    """Return the address of a folder as the page links to it, None for an archive."""
+    if not isinstance(source, FolderSource):
+        return None
+    folder, own = os.path.abspath(source.path), os.path.dirname(os.path.realpath(page))
+    try:
+        return quote(os.fsencode(Path(os.path.relpath(folder, own)).as_posix()))
+    except ValueError:  # on another drive of Windows
+        return Path(folder).as_uri()
+
+
+def _next_step(source: Source) -> list[str]:
+    """Return what to do with exported labels: in words, and the command."""
+    place, is_folder = os.fspath(source.path), isinstance(source, FolderSource)
+    folder = place if is_folder else os.path.splitext(place)[0]
+    before = "" if is_folder else f"Unpack {place} into {folder}. "
+    command = f"python data_split.py {shlex.quote(os.path.join(folder, 'labels.csv'))}"
+    return [f"{before}Put labels.csv into {folder}, then:", command]

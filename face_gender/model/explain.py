@@ -1,0 +1,101 @@
+"""Maps of where a net looked: which parts of a picture spoke for a class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from face_gender.model.architectures import head_name
+
+# To stand wherever a map is shown.
+CAVEAT = (
+    "Bright parts spoke most for the label: hiding them lowers its confidence more than hiding "
+    "others. The map is coarse, and shows neither why they count nor whether the label is right."
+)
+
+# Cells of a map's shorter side. The last maps of a net that takes small pictures have fewer: hiding
+# what they mark does no more than hiding any other part (docs/explanations.md).
+_CELLS = 6
+_BATCH = 32  # pictures whose intermediate results are in memory at a time
+
+
+class Explanation(NamedTuple):
+    """What a net saw, ``picture`` uint8 (H, W, 3), and its ``map`` float32 (H, W), 0..1."""
+
+    picture: npt.NDArray[np.uint8]
+    map: npt.NDArray[np.float32]
+
+
+def explain(model: nn.Module, images: Tensor, classes: Tensor | int | None = None) -> Tensor:
+    """Return what spoke for a class where, float32 (n, H, W) on the CPU, 0..1, 1 the most.
+
+    ``images``: (n, 3, H, W), normalised, as the model takes them. ``classes``: (n,) int64 or one
+    number, the outputs to explain; None: the highest. LayerCAM (Jiang et al., 2021,
+    doi:10.1109/TIP.2021.3089943) on the last map of at least 6 x 6 cells: its values, where their
+    gradient is positive, times that gradient, summed over the channels. A picture that nothing
+    speaks for gets zeros. The model is run in eval mode and left as it was.
+    """
+    chosen = None if classes is None else torch.as_tensor(classes).expand(len(images))
+    with _in_eval_mode(model):
+        maps = [
+            _explain(model, part, None if chosen is None else chosen[i : i + _BATCH])
+            for i, part in zip(range(0, len(images), _BATCH), images.split(_BATCH), strict=True)
+        ]
+    return torch.cat(maps) if maps else torch.zeros(0, *images.shape[2:])
+
+
+def _explain(model: nn.Module, images: Tensor, classes: Tensor | None) -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        images = images.clone().requires_grad_()
+        with _last_map(model, images) as found:
+            outputs = model(images).float()
+        if classes is None:
+            classes = outputs.argmax(1)
+        own = outputs.gather(1, classes.to(outputs.device)[:, None])
+        (gradient,) = torch.autograd.grad(own.sum(), found[-1])
+    maps = (gradient.float().relu() * found[-1].detach().float()).sum(1, keepdim=True).relu()
+    maps = nn.functional.interpolate(maps, size=images.shape[2:], mode="bilinear")[:, 0]
+    top = maps.amax((1, 2), keepdim=True)
+    return (maps / top.where(top > 0, 1)).cpu()
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _last_map(model: nn.Module, images: Tensor) -> Iterator[list[Tensor]]:
+    """Give a list whose last item is, once the model was run, the map to explain by.
+
+    It is that of a whole block, such as a sum with what leads around it, where a net has blocks.
+    """
+    found, head = [images], model.get_submodule(head_name(model))
+    ended: list[bool] = []
+
+    def keep(module: nn.Module, _: object, output: object) -> None:
+        if module is head:  # squeezenet's is a convolution
+            ended.append(True)
+        if not isinstance(output, Tensor) or output.ndim != 4 or ended:
+            return
+        if min(output.shape[2:]) >= _CELLS and output.requires_grad:
+            found.append(output)
+
+    hooks = [module.register_forward_hook(keep) for module in model.modules()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
