@@ -9,7 +9,6 @@ from face_gender.console import (
     ignore_signals,
     raise_on_first_signal,
     run_command,
-    usage_name,
     without_library_messages,
 )
 
@@ -24,17 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from face_gender import RECIPE_NAMES
-from face_gender.classify.engines import ENGINES, check_engine
+from face_gender.classify.engines import check_engine
+from face_gender.classify.options import parse
 from face_gender.classify.resume import keep_results, partial_path, read_partial, remove_partial
 from face_gender.console import (
     Stderr,
-    class_names,
-    device,
-    not_empty,
-    positive,
     print_stderr,
-    probability,
 )
 from face_gender.data.sources import Source, find_images, passed_over_in_words
 from face_gender.errors import InputError
@@ -43,104 +37,10 @@ from face_gender.model.weights import find_weights
 
 if TYPE_CHECKING:
     from face_gender.classify.classifier import Classifier
-    from face_gender.classify.results import Result
+    from face_gender.classify.results import Prediction, Result, Skipped
 
 _NAME = "face_gender.classify"
 _CROP_SIZE = 224  # pixels
-
-
-def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namespace:
-    """Read the command line; a mistake ends the program with exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog=usage_name(name),
-        description="Label every face picture male or female.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage, 3 files skipped (with --strict), "
-        "130 and 143 interrupted by Ctrl-C and by SIGTERM (what was predicted is written)",
-    )
-    add = parser.add_argument
-    add(
-        "pictures",
-        type=_path,
-        nargs="+",
-        metavar="FOLDER",
-        help="folder of pictures, a .zip of one, or a picture; several may be given",
-    )
-    add(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="where to write (default: process_results.json, or .csv, in the working directory)",
-    )
-    add(
-        "--weights",
-        type=Path,
-        metavar="PTH",
-        help="a checkpoint (default: model_weights/best.pth, else the shipped weights)",
-    )
-    add("--recipe", choices=RECIPE_NAMES, help="the net of a --weights that is a plain state_dict")
-    add(
-        "--classes",
-        type=class_names,
-        metavar="A,B",
-        help="the classes of such a state_dict, in the order of its outputs",
-    )
-    add(
-        "--format",
-        choices=("flat", "full", "csv"),
-        default="flat",
-        help="labels alone, with probabilities and skipped files, or a table (default: flat)",
-    )
-    add("--recursive", action="store_true", help="subfolders too; names are relative paths")
-    add(
-        "--faces",
-        choices=("one", "all"),
-        default="one",
-        help="label the most prominent face of a picture, or every one (default: one)",
-    )
-    add(
-        "--align",
-        choices=("auto", "never"),
-        default="auto",
-        help="never: label whole pictures, without looking for faces (default: auto)",
-    )
-    add("--crops", type=Path, metavar="DIR", help="also write the aligned faces, a folder a label")
-    add("--batch-size", type=positive, metavar="N", help="pictures at a time (default: chosen)")
-    add(
-        "--device",
-        type=device,
-        default="auto",
-        help="auto, cpu, cuda, cuda:1, mps (default: auto)",
-    )
-    add(
-        "--engine",
-        choices=ENGINES,
-        default="torch",
-        help="what runs the net: openvino is faster on a CPU and takes the .onnx beside the "
-        "weights, which python -m face_gender.export writes (default: torch)",
-    )
-    add("--workers", type=positive, metavar="N", help="threads (default: all processors)")
-    add(
-        "--threshold",
-        type=probability,
-        default=0.0,
-        metavar="P",
-        help="label 'uncertain' where the probability is below P (0 to 1)",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="go on where an interrupted run ended: its predictions are in FILE.partial",
-    )
-    add("--strict", action="store_true", help="exit with 3 when a file was skipped")
-    add("--quiet", action="store_true", help="say nothing but errors and skipped files")
-    options = parser.parse_args(arguments)
-    if options.align == "never" and (options.faces == "all" or options.crops):
-        parser.error("--faces all and --crops need faces to be found: leave --align never out")
-    if (options.recipe is None) != (options.classes is None):
-        parser.error("--recipe and --classes go together, with --weights of a plain state_dict")
-    if options.recipe and not options.weights:
-        parser.error("--recipe and --classes need --weights: the kit's own files know both")
-    return options
 
 
 def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
@@ -157,6 +57,8 @@ def run(options: argparse.Namespace, name: str) -> int:
     ending = "csv" if options.format == "csv" else "json"
     options.output = options.output or Path(f"process_results.{ending}")
     check_output(options.output, [*options.pictures, options.weights])
+    if options.html:
+        check_output(options.html, [*options.pictures, options.weights, options.output])
     if options.crops:
         check_crops(options)
     partial = partial_path(options.output)
@@ -305,19 +207,54 @@ def report(
         print_stderr(f"{name}: interrupted, {done}: --resume goes on.")
         return exit_code(interrupted)
     remove_partial(partial)
+    if options.html:
+        write_html(options, classifier, source, predictions, skipped)
     if not options.quiet:
-        every = [face for each in predictions for face in each.faces]
-        counted = every if options.faces == "all" else predictions
-        counts = Counter(each.label(threshold) for each in counted)
-        labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
-        print_stderr(f"{options.output}: {labels}, {len(skipped)} skipped")
-        if passed_over := passed_over_in_words(source.passed_over):
-            print_stderr(passed_over)
+        summarise(options, source, predictions, len(skipped))
     return 3 if options.strict and skipped else 0
 
 
-def _path(text: str) -> Path:
-    return Path(not_empty(text))  # Path("") would be the working directory
+def write_html(
+    options: argparse.Namespace,
+    classifier: Classifier,
+    source: Source,
+    predictions: list[Prediction],
+    skipped: list[Skipped],
+) -> None:
+    """Write the page of ``--html``."""
+    from tqdm import tqdm
+
+    from face_gender.classify.page import explain_predictions, write_page
+
+    faces = [face for each in predictions for face in (each, *each.others)]
+    why = explain_predictions(classifier, source, faces) if options.explain else {}
+    show = {"desc": "page", "unit": "img", "disable": options.quiet, "file": Stderr()}
+    with tqdm(total=len(predictions), **show) as bar:
+        write_page(
+            options.html,
+            faces,
+            skipped,
+            source,
+            threshold=options.threshold,
+            facts=[("weights", f"{options.weights.name} ({classifier.checkpoint.describe()})")],
+            explanations=why,
+            workers=options.workers,
+            progress=bar.update,
+        )
+
+
+def summarise(
+    options: argparse.Namespace, source: Source, predictions: list[Prediction], skipped: int
+) -> None:
+    """Say how many of each label were written where, and what was passed over."""
+    every = [face for each in predictions for face in each.faces]
+    counted = every if options.faces == "all" else predictions
+    counts = Counter(each.label(options.threshold) for each in counted)
+    labels = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    written = f"{options.output}, {options.html}" if options.html else options.output
+    print_stderr(f"{written}: {labels}, {skipped} skipped")
+    if passed_over := passed_over_in_words(source.passed_over):
+        print_stderr(passed_over)
 
 
 if __name__ == "__main__":

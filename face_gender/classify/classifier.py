@@ -130,7 +130,7 @@ class Classifier:
 
     def predict(self, source: Reader | None, names: Sequence[str]) -> list[Result]:
         """Read and classify a batch of pictures, in order; ``source`` None: names are paths."""
-        read = [self._read(source, name) for name in names]
+        read = [self.views(source, name) for name in names]
         views = [view for item in read if not isinstance(item, Skipped) for view in item]
         rows: Iterator[list[float]] = iter(())
         if views:
@@ -143,7 +143,7 @@ class Classifier:
             for name, item in zip(names, read, strict=True)
         ]
 
-    def _read(self, source: Reader | None, name: str) -> list[View] | Skipped:
+    def views(self, source: Reader | None, name: str) -> list[View] | Skipped:
         """Return the faces to classify in a picture, or the whole picture where there is none."""
         preprocessing = self.checkpoint.preprocessing
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import heapq
 import html
 import io
 import itertools
@@ -18,7 +19,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -28,7 +29,10 @@ from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import FolderSource, Source
 from face_gender.files import cpu_count, write_atomically
-from face_gender.model.explain import CAVEAT, Explanation
+from face_gender.model.explain import CAVEAT, Explanation, explain
+
+if TYPE_CHECKING:
+    from face_gender.classify.classifier import Classifier
 
 THUMBNAILS_LIMIT = 64 * 2**20
 
@@ -63,12 +67,11 @@ def write_page(
 ) -> None:
     """Write predictions as one self-contained HTML file, UTF-8, whole or not at all.
 
-    A prediction may have ``box`` (x, y, width, height), in pixels of the upright picture that
-    ``name`` is of in ``source``, and ``faces``, the number found; several with one name are faces
-    of one picture. ``threshold``: below this confidence, a label is "uncertain". ``facts``: names
-    and values for the head of the page. Pictures are embedded from the least confident on, up to
-    ``thumbnails_limit`` bytes of the page; beyond, the page links to files of a folder, and shows
-    none of an archive. ``progress`` is called with the number of pictures that were read.
+    Several predictions with one name are faces of one picture of ``source``. ``threshold``: below
+    this confidence, a label is "uncertain". ``facts``: names and values for the head of the page.
+    Pictures are embedded from the least confident on, up to ``thumbnails_limit`` bytes of the page;
+    beyond, the page links to files of a folder, and shows none of an archive. ``progress`` is
+    called with the number of pictures that were read.
     Raises InputError where ``path`` cannot be written.
     """
     ordered = sorted(predictions, key=lambda each: (each.confidence, each.name))
@@ -132,18 +135,16 @@ class _Thumbnails:
 
 
 class _Face(NamedTuple):
-    """A prediction's place in the order of the page, its box and the number of faces found."""
+    """A prediction's place in the order of the page, and its box."""
 
     place: int
     box: Box | None
-    faces: int | None
 
 
 def _by_name(ordered: Sequence[Prediction]) -> dict[str, list[_Face]]:
     found: dict[str, list[_Face]] = {}
     for place, each in enumerate(ordered):
-        box, faces = getattr(each, "box", None), getattr(each, "faces", None)
-        found.setdefault(each.name, []).append(_Face(place, box, faces))
+        found.setdefault(each.name, []).append(_Face(place, each.box))
     return found
 
 
@@ -167,7 +168,7 @@ def _entries(
         "hash": hashlib.sha256(as_json(entries)).hexdigest()[:32],
         "uncertain": sum(each.confidence < threshold for each in ordered),
         "threshold": threshold,
-        "faces": {number[name]: own[0].faces for name, own in faces.items() if own[0].faces},
+        "faces": {number[name]: len(own) for name, own in faces.items() if len(own) > 1},
         "box": {place: [round(float(side), 1) for side in box] for place, box in boxes.items()},
     }
 
@@ -281,3 +282,24 @@ def _next_step(source: Source) -> list[str]:
     before = "" if is_folder else f"Unpack {place} into {folder}. "
     command = f"python data_split.py {shlex.quote(os.path.join(folder, 'labels.csv'))}"
     return [f"{before}Put labels.csv into {folder}, then:", command]
+
+
+def explain_predictions(
+    classifier: Classifier, source: Source, predictions: Iterable[Prediction], most: int = 200
+) -> dict[Prediction, Explanation]:
+    """Return what spoke for the label of the ``most`` least confident predictions.
+
+    Their pictures are read, and their faces found, once more.
+    """
+    model, _ = classifier.checkpoint.build()
+    found = {}
+    for each in heapq.nsmallest(most, predictions, key=lambda one: one.confidence):
+        views = classifier.views(source, each.name)
+        if isinstance(views, Skipped):
+            continue
+        view = next((view for view in views if view.box == each.box), views[0])
+        images = classifier.checkpoint.preprocessing.normalized(view.prepared[None])
+        label = each.scores.index(each.confidence)
+        picture = view.prepared.permute(1, 2, 0).numpy()
+        found[each] = Explanation(picture, explain(model, images, label)[0].numpy())
+    return found
