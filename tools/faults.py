@@ -184,21 +184,25 @@ def classification(folder: Path, weights: Path) -> Case:
         options = ["--weights", str(weights), "--quiet", "--format", "full", "--batch-size", "4"]
         return [str(folder), *options, "--output", str(out / "results.json")]
 
+    def labels(path: Path) -> dict[str, str]:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return {name: details["label"] for name, details in results.items()}
+
     def final(out: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in out.iterdir()}
+        # A probability may differ in its sixth digit: it hangs on the pictures beside it.
+        return {path.name: json.dumps(labels(path)).encode() for path in out.iterdir()}
 
     def check(out: Path, reference: Path) -> Iterator[str]:
         path = out / "results.json"
         if not path.exists():
             return
-        whole = json.loads((reference / "results.json").read_text(encoding="utf-8"))["results"]
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))["results"]
+            found = labels(path)
         except ValueError as error:
             yield f"results.json cannot be read: {error}"
             return
-        if any(whole.get(name) != answer for name, answer in results.items()):
-            yield "results.json holds an answer of no undisturbed run"
+        if not found.items() <= labels(reference / "results.json").items():
+            yield "results.json holds a label of no undisturbed run"
 
     return Case("classification", run_process, arguments, check, final)
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from face_gender.console import not_empty, positive, print_stderr, probability, run_command
 from face_gender.errors import InputError, first_line
@@ -57,21 +57,19 @@ class FaceClassifier:
         from face_gender.classify.classifier import classify
         from face_gender.classify.results import Prediction
 
-        rows = [str(row) for row in range(len(batch))]
-        columns = {"path": batch["path"], "label": [], "confidence": []}
-        classes = self.net.checkpoint.classes
-        columns |= {name: [] for name in (*classes, "error")}
-        for result in classify(self.net, Rows(batch, self.filesystem), rows, workers=self.threads):
-            found = isinstance(result, Prediction)
-            columns["label"].append(result.label(self.threshold) if found else None)
-            columns["confidence"].append(result.confidence if found else None)
-            columns["error"].append(None if found else result.reason)
-            for name in classes:
-                columns[name].append(result.probabilities[name] if found else None)
-        text, number = pa.string(), pa.float32()
-        types = [("path", text), ("label", text), ("confidence", number)]
-        types += [*((name, number) for name in classes), ("error", text)]
-        return pa.table(columns, pa.schema(types))
+        places = [str(row) for row in range(len(batch))]
+        source = Rows(batch, self.filesystem)
+        rows: list[dict[str, Any]] = []
+        for result in classify(self.net, source, places, workers=self.threads):
+            if isinstance(result, Prediction):
+                label = {"label": result.label(self.threshold), "confidence": result.confidence}
+                rows.append(label | result.probabilities)
+            else:
+                rows.append({"error": result.reason})
+        types = [("label", pa.string()), ("confidence", pa.float32())]
+        types += [(name, pa.float32()) for name in self.net.checkpoint.classes]
+        table = pa.Table.from_pylist(rows, pa.schema([*types, ("error", pa.string())]))
+        return table.add_column(0, "path", batch["path"].cast(pa.string()))
 
 
 class Rows:
@@ -116,8 +114,11 @@ def files_in(text: str, ending: str = "") -> tuple[FileSystem, list[str]]:
 
 
 def pictures(text: str) -> tuple[FileSystem, ray.data.Dataset]:
-    """Return a data set with a column ``path``: of parquet files, which may have ``bytes`` too, or
-    of the pictures in a folder. Raises InputError where there are none."""
+    """Return their file system, and a data set with a column ``path``.
+
+    It is read from parquet files, which may have ``bytes`` too, or made of the names of pictures
+    in a folder. Raises InputError where there are none.
+    """
     import ray.data
 
     filesystem, names = files_in(text)
@@ -210,12 +211,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "goes on with what is missing",
     )
     add = parser.add_argument
-    text = {
-        "type": not_empty,
-        "help": "a path that all machines have, or a URI: s3://bucket/folder",
-    }
-    add("input", metavar="INPUT", **text)
-    add("output", metavar="OUTPUT", **text)
+    place = "a path that all machines have, or a URI such as s3://bucket/folder"
+    add("input", type=not_empty, metavar="INPUT", help=place)
+    add("output", type=not_empty, metavar="OUTPUT", help=place)
     add("--weights", type=Path, metavar="PTH", help="a checkpoint that all machines have")
     add("--address", help="of a Ray cluster (default: this machine alone)")
     add("--workers", type=positive, default=1, metavar="N", help="at most so many (default: 1)")
