@@ -142,7 +142,7 @@ def test_each_pair_is_ordered_and_named_once() -> None:
         st.sampled_from([encoded, smaller, brighter, cropped, mirrored]), min_size=3, max_size=3
     ),
 )
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 def test_the_order_of_pictures_changes_no_pair(order: list[int], changes: list) -> None:
     images = [photograph(i) for i in range(6)]
     images += [change(images[i]) for i, change in enumerate(changes)]
@@ -164,7 +164,7 @@ def test_the_order_of_many_pictures_changes_no_pair() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["noise", "plain", "steps", "bits"]))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_agreement_is_a_correlation(seed: int, kind: str) -> None:
     random = np.random.default_rng(seed)
     shape = (6, SIDE, SIDE)
