@@ -13,30 +13,31 @@ from conftest import ROOT
 import face_gender.audit.__main__
 import face_gender.classify.__main__ as process
 import face_gender.data.__main__ as data_split
-import face_gender.evaluate
-import face_gender.export
-import face_gender.train
+import face_gender.evaluate.__main__
+import face_gender.export.__main__
+import face_gender.train.__main__
 from examples.ray import classify as classify_ray
 from face_gender.model.recipes import RECIPES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
+def section(title: str, text: str = COMMANDS) -> str:
     """Return the text under a heading, up to the next one."""
-    return re.split(r"\n##+ ", README.split(f"{title}\n", 1)[1])[0]
+    return re.split(r"\n##+ ", text.split(f"{title}\n", 1)[1])[0]
 
 
 @pytest.mark.parametrize(
     ("command", "title"),
     [
-        (process, "### `python process.py FOLDER`"),
-        (classify_ray, "### `python -m examples.ray.classify INPUT OUTPUT`"),
-        (data_split, "### `python data_split.py DATA`"),
-        (face_gender.train, "### `python -m face_gender.train INDEX`"),
-        (face_gender.evaluate, "### `python -m face_gender.evaluate WEIGHTS INDEX`"),
-        (face_gender.audit.__main__, "### `python -m face_gender.audit INDEX_OR_DATA`"),
-        (face_gender.export, "### `python -m face_gender.export WEIGHTS`"),
+        (process, "## `python process.py FOLDER`"),
+        (classify_ray, "## `python -m examples.ray.classify INPUT OUTPUT`"),
+        (data_split, "## `python data_split.py DATA`"),
+        (face_gender.train.__main__, "## `python -m face_gender.train INDEX`"),
+        (face_gender.evaluate.__main__, "## `python -m face_gender.evaluate WEIGHTS INDEX`"),
+        (face_gender.audit.__main__, "## `python -m face_gender.audit INDEX_OR_DATA`"),
+        (face_gender.export.__main__, "## `python -m face_gender.export WEIGHTS`"),
     ],
 )
 def test_exactly_the_options_that_exist_are_documented(command, title: str, capsys) -> None:
@@ -51,40 +52,36 @@ def test_exit_codes_are_those_of_the_help(capsys) -> None:
     with pytest.raises(SystemExit):
         process.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    codes = re.findall(r"^\| (\d+) \|", section("### `python process.py FOLDER`"), re.MULTILINE)
+    codes = re.findall(r"^\| (\d+) \|", section("## `python process.py FOLDER`"), re.MULTILINE)
     for code in codes:
         assert f"{code} " in text
     assert codes == ["0", "1", "2", "3", "130", "143"]
 
 
-def tree_names() -> list[str]:
-    """Return the paths that the file tree names."""
-    tree = section("## What is where").split("```")[1]
-    names, parent = [], ""
-    for line in tree.strip().splitlines():
-        name = line.strip().split()[0]
-        path = parent + name if line.startswith("  ") else name
-        parent = path if name.endswith("/") else parent
-        names.append(path)
-    return names
+def test_the_readme_is_short_and_names_every_document() -> None:
+    assert len(README.splitlines()) < 150
+    linked = set(re.findall(r"\]\(docs/([a-z_]+\.md)", README))
+    assert {path.name for path in ROOT.glob("docs/*.md")} - linked <= {"explanations.md"}
 
 
-def test_file_tree_names_what_exists_and_all_of_the_top_level() -> None:
-    names = tree_names()
-    assert not [name for name in names if not (ROOT / name).exists()]
-    package = {f"face_gender/{path.name}" for path in (ROOT / "face_gender").glob("[a-z]*.py")}
-    assert package == {
-        name for name in names if name.startswith("face_gender/") and name[-1] != "/"
-    }
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
-    assert top - {name.split("/")[0] for name in names} <= {"README.md", ".gitignore"}
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    done = subprocess.run([sys.executable, "-c", first], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "female" in done.stdout
+
+
+def test_the_rooms_of_the_architecture_are_those_of_the_package() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "face_gender"
+    named = set(re.findall(r"\b(\w+\.py)\b", text))
+    assert {path.name for path in package.rglob("[a-z]*.py")} <= named
+    rooms = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= set(re.findall(r"\b(\w+/)", text))
 
 
 def test_recipes_in_the_table_are_the_recipes() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", section("### Recipes"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", section("## Recipes", README), re.MULTILINE)
     assert rows == list(RECIPES)
 
 

@@ -315,7 +315,13 @@ let viewed = null;
 function view(i) {
   viewed = i;
   const stage = make("div", "stage", make("figure", "", photo(i, true)));
-  if (data.why[i]) stage.append(explanation(i));
+  if (i in data.why) {
+    const map = new Image();
+    map.alt = "the picture in grey, with parts in orange";
+    map.src = embedded(data.why[i]) ?? "";
+    stage.append(make("figure", "map", map,
+      make("figcaption", "", make("b", "", "Where the net looked. "), data.caveat)));
+  }
   const name = data.names[data.picture[i]];
   const foot = make("div", "foot", button("← Prev", () => move(-1)), button("Close", () => at("viewer").close()),
     button("Next →", () => move(1)));
@@ -329,29 +335,6 @@ function view(i) {
   at("viewer").replaceChildren(...lines, foot);
   if (!at("viewer").open) at("viewer").showModal();
   at("viewer").focus(); // not a button, which Space and Enter would press
-}
-
-function explanation(i) {
-  const [picture, width, height, bytes] = data.why[i];
-  const canvas = make("canvas", "");
-  const map = make("canvas", "");
-  [map.width, map.height] = [width, height];
-  const shade = new ImageData(width, height);
-  // Black over what did not count: seen on every skin, and without telling colours apart.
-  [...atob(bytes)].forEach((one, place) => {
-    shade.data[4 * place + 3] = Math.round((255 - one.charCodeAt(0)) * 0.8);
-  });
-  map.getContext("2d").putImageData(shade, 0, 0);
-  const image = new Image();
-  image.addEventListener("load", () => {
-    const scale = 448 / image.width;
-    [canvas.width, canvas.height] = [448, image.height * scale];
-    const context = canvas.getContext("2d");
-    context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    context.drawImage(map, 0, 0, canvas.width, canvas.height);
-  });
-  image.src = embedded(picture) ?? "";
-  return make("figure", "", canvas, make("figcaption", "", make("b", "", "Where the net looked. "), data.caveat));
 }
 
 // ---- Decisions

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import FolderSource, Source
 from face_gender.files import cpu_count, write_atomically
-from face_gender.model.explain import CAVEAT, Explanation, explain
+from face_gender.model.explain import CAVEAT, overlays
 
 if TYPE_CHECKING:
     from face_gender.classify.classifier import Classifier
@@ -43,7 +44,6 @@ _SIDE, _PHOTO_SIDE = 128, 400
 # The part of a photograph from which a face is as good as the photograph, and what is shown
 # around a smaller one, in sides of its box.
 _WHOLE, _MARGIN = 0.4, 0.35
-_MAP_SIDE = 32
 _BLOCK = 32  # thumbnails in one element of the page
 _CHUNK = 256  # pictures read before the size is looked at
 # "<" would end the script that holds the data; lone surrogates are in no encoding; the others are
@@ -61,7 +61,7 @@ def write_page(
     title: str = "Predictions",
     facts: Sequence[tuple[str, str]] = (),
     thumbnails_limit: int = THUMBNAILS_LIMIT,
-    explanations: Mapping[Prediction, Explanation] | None = None,
+    explanations: Mapping[Prediction, npt.NDArray[np.uint8]] | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> None:
@@ -72,6 +72,7 @@ def write_page(
     Pictures are embedded from the least confident on, up to ``thumbnails_limit`` bytes of the page;
     beyond, the page links to files of a folder, and shows none of an archive. ``progress`` is
     called with the number of pictures that were read.
+    ``explanations``: what `overlays` of `model.explain` gives of some.
     Raises InputError where ``path`` cannot be written.
     """
     ordered = sorted(predictions, key=lambda each: (each.confidence, each.name))
@@ -248,20 +249,15 @@ def _jpeg(image: Image.Image, side: int) -> bytes:
 
 def _explained(
     ordered: Sequence[Prediction],
-    explanations: Mapping[Prediction, Explanation],
+    explanations: Mapping[Prediction, npt.NDArray[np.uint8]],
     thumbnails: _Thumbnails,
-) -> dict[int, list[Any]]:
-    """Return by place: number of the picture that the net saw, width and height of its map, map."""
-    found: dict[int, list[Any]] = {}
-    for place, each in enumerate(ordered):
-        if each not in explanations:
-            continue
-        explained = explanations[each]
-        grey = Image.fromarray((np.clip(explained.map, 0, 1) * 255).round().astype(np.uint8))
-        grey.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BOX)
-        shown = thumbnails.add(_jpeg(Image.fromarray(explained.picture), 2 * _SIDE))
-        found[place] = [shown, *grey.size, base64.b64encode(grey.tobytes()).decode("ascii")]
-    return found
+) -> dict[int, int]:
+    """Return the thumbnail's number of each explanation, by the prediction's place."""
+    return {
+        place: thumbnails.add(_jpeg(Image.fromarray(explanations[each]), 2 * _SIDE))
+        for place, each in enumerate(ordered)
+        if each in explanations
+    }
 
 
 def _base(source: Source, page: Path) -> str | None:
@@ -286,7 +282,7 @@ def _next_step(source: Source) -> list[str]:
 
 def explain_predictions(
     classifier: Classifier, source: Source, predictions: Iterable[Prediction], most: int = 200
-) -> dict[Prediction, Explanation]:
+) -> dict[Prediction, npt.NDArray[np.uint8]]:
     """Return what spoke for the label of the ``most`` least confident predictions.
 
     Their pictures are read, and their faces found, once more.
@@ -298,8 +294,7 @@ def explain_predictions(
         if isinstance(views, Skipped):
             continue
         view = next((view for view in views if view.box == each.box), views[0])
-        images = classifier.checkpoint.preprocessing.normalized(view.prepared[None])
         label = each.scores.index(each.confidence)
-        picture = view.prepared.permute(1, 2, 0).numpy()
-        found[each] = Explanation(picture, explain(model, images, label)[0].numpy())
+        preprocessing = classifier.checkpoint.preprocessing
+        found[each] = overlays(model, preprocessing, view.prepared[None], label)[0]
     return found

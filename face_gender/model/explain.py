@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from face_gender.data.preprocessing import Preprocessing
 from face_gender.model.architectures import head_name
 
 # To stand wherever a map is shown.
 CAVEAT = (
-    "Bright parts spoke most for the label: hiding them lowers its confidence more than hiding "
-    "others. The map is coarse, and shows neither why they count nor whether the label is right."
+    "Orange parts spoke most for the label: hiding them lowers its confidence more than hiding "
+    "others. The map is coarse, and tells neither why they count nor whether the label is right."
 )
 
-# Cells of a map's shorter side. The last maps of a net that takes small pictures have fewer: hiding
-# what they mark does no more than hiding any other part (docs/explanations.md).
-_CELLS = 6
+# Cells of a map's shorter side, at least. The last map of a net for small pictures has 3: hiding
+# what that marks does no more than hiding any other part (docs/explanations.md).
+_CELLS = 10
 _BATCH = 32  # pictures whose intermediate results are in memory at a time
-
-
-class Explanation(NamedTuple):
-    """What a net saw, ``picture`` uint8 (H, W, 3), and its ``map`` float32 (H, W), 0..1."""
-
-    picture: npt.NDArray[np.uint8]
-    map: npt.NDArray[np.float32]
+# Seen on grey by the colour-blind too (Okabe and Ito's orange, a little brighter).
+_ORANGE, _OPAQUE = (255.0, 160.0, 0.0), 0.8
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def explain(model: nn.Module, images: Tensor, classes: Tensor | int | None = None) -> Tensor:
@@ -37,24 +33,43 @@ def explain(model: nn.Module, images: Tensor, classes: Tensor | int | None = Non
 
     ``images``: (n, 3, H, W), normalised, as the model takes them. ``classes``: (n,) int64 or one
     number, the outputs to explain; None: the highest. LayerCAM (Jiang et al., 2021,
-    doi:10.1109/TIP.2021.3089943) on the last map of at least 6 x 6 cells: its values, where their
+    doi:10.1109/TIP.2021.3089943) on the last map of at least 10 x 10 cells: its values, where their
     gradient is positive, times that gradient, summed over the channels. A picture that nothing
     speaks for gets zeros. The model is run in eval mode and left as it was.
     """
     chosen = None if classes is None else torch.as_tensor(classes).expand(len(images))
+    maps = [torch.zeros(0, *images.shape[2:])]
     with _in_eval_mode(model):
-        maps = [
-            _explain(model, part, None if chosen is None else chosen[i : i + _BATCH])
-            for i, part in zip(range(0, len(images), _BATCH), images.split(_BATCH), strict=True)
-        ]
-    return torch.cat(maps) if maps else torch.zeros(0, *images.shape[2:])
+        for start in range(0, len(images), _BATCH):
+            part = slice(start, start + _BATCH)
+            maps.append(_explain(model, images[part], None if chosen is None else chosen[part]))
+    return torch.cat(maps)
+
+
+def overlays(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    pixels: Tensor,
+    classes: Tensor | int | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Return pictures in grey, in orange what spoke for a class: uint8 (n, H, W, 3).
+
+    ``pixels``: (n, 3, H, W) uint8, resized, as a net sees them; ``classes`` as of `explain`.
+    """
+    weight = next(model.parameters())
+    images = preprocessing.normalized(pixels.to(weight.device)).to(weight.dtype)
+    opacity = _OPAQUE * explain(model, images, classes)[..., None]
+    grey = pixels.cpu().permute(0, 2, 3, 1).float() @ torch.tensor(_LUMA)
+    mixed = grey[..., None] * (1 - opacity) + torch.tensor(_ORANGE) * opacity
+    drawn: npt.NDArray[np.uint8] = mixed.round().to(torch.uint8).numpy()
+    return drawn
 
 
 def _explain(model: nn.Module, images: Tensor, classes: Tensor | None) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         images = images.clone().requires_grad_()
         with _last_map(model, images) as found:
-            outputs = model(images).float()
+            outputs = model(images)
         if classes is None:
             classes = outputs.argmax(1)
         own = outputs.gather(1, classes.to(outputs.device)[:, None])
@@ -80,7 +95,8 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 def _last_map(model: nn.Module, images: Tensor) -> Iterator[list[Tensor]]:
     """Give a list whose last item is, once the model was run, the map to explain by.
 
-    It is that of a whole block, such as a sum with what leads around it, where a net has blocks.
+    It is that of a whole block, such as a sum with what leads around it, where a net has blocks,
+    and the pictures themselves where no layer has so many cells.
     """
     found, head = [images], model.get_submodule(head_name(model))
     ended: list[bool] = []
