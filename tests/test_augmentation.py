@@ -449,3 +449,15 @@ def test_augmentation_without_sense_is_refused_in_a_sentence(wrong: dict[str, An
     with pytest.raises(ValueError) as caught:
         Augmentation(**wrong)
     assert next(iter(wrong)) in sentence(caught)
+
+
+def test_background_is_hidden_in_one_colour_and_the_face_stays() -> None:
+    images = torch.arange(4 * 3 * 40 * 40, dtype=torch.int64).remainder(251).view(4, 3, 40, 40)
+    images = images.to(torch.uint8)
+    uniforms = sample_uniforms(0, 0, torch.arange(4))
+    changed = Augmentation(background=1.0).apply(images, uniforms)
+    assert torch.equal(changed[:, :, 15:28, 15:25], images[:, :, 15:28, 15:25])
+    corners = torch.stack([changed[:, :, y, x] for y in (0, -1) for x in (0, -1)])
+    assert torch.equal(corners, corners[:1].expand_as(corners))
+    assert len({tuple(each.tolist()) for each in corners[0]}) == 4
+    assert Augmentation(background=0.0).apply(images, uniforms) is images

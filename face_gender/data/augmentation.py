@@ -36,7 +36,8 @@ class Augmentation:
     change of brightness, contrast and saturation, as a fraction. ``grey``, ``downscale`` (to 24
     pixels at least, and back), ``blur`` (Gaussian, its sigma up to 3 % of the shorter side) and
     ``erasing`` (a rectangle of 2 to 20 % of the area) are probabilities; so is ``reflection``, that
-    what comes in from outside the picture is the picture mirrored at its border and not black.
+    what comes in from outside the picture is the picture mirrored at its border and not black; and
+    ``background``, that all outside an aligned face's ellipse is one colour: no hair, no clothes.
     """
 
     horizontal_flip: float = 0.0
@@ -49,12 +50,13 @@ class Augmentation:
     erasing: float = 0.0
     reflection: float = 0.0
     blur: float = 0.0
+    background: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "rotation"):
             if not is_number(getattr(self, name)):
                 raise ValueError(f"{name} is a number.")
-        for name in ("shift", "colour", "grey", "downscale", "erasing", "reflection", "blur"):
+        for name in _FRACTIONS:
             if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 value = reprlib.repr(getattr(self, name))
                 raise ValueError(f"{name} is a number from 0 to 1, not {value}.")
@@ -81,6 +83,8 @@ class Augmentation:
         if not len(images):  # the shard of a process that the last batch has no picture for
             return images
         uniform = dict(zip(_NAMES, uniforms.to(images.device).unbind(1), strict=True))
+        if self.background:
+            images = _hide_background(images, uniform, self.background)
         if self.downscale:
             images = _downscale(images, uniform, self.downscale)
         if self.blur:
@@ -129,9 +133,14 @@ class Augmentation:
 _NAMES = (
     "flip", "angle", "zoom", "right", "down", "brightness", "contrast", "saturation", "grey",
     "downscale", "size", "erasing", "area", "shape", "top", "left",
-    "border", "blur", "sigma",
+    "border", "blur", "sigma", "background", "red", "green", "blue",
 )  # fmt: skip
 N_UNIFORMS = len(_NAMES)
+_FRACTIONS = (
+    "shift", "colour", "grey", "downscale", "erasing", "reflection", "blur", "background",
+)  # fmt: skip
+# The face in an aligned picture: its centre and half-axes, in x and y, as fractions of the sides.
+_FACE_CENTRE, _FACE_AXES = (0.5, 0.53), (0.45, 0.55)
 
 
 def sample_uniforms(seed: int, epoch: int, positions: Tensor) -> Tensor:
@@ -216,6 +225,17 @@ def _blur(images: Tensor, uniform: dict[str, Tensor], probability: float) -> Ten
     some = nn.functional.conv2d(some, kernels[:, None, :, None], groups=len(chosen))
     images[chosen] = some.transpose(0, 1)
     return images
+
+
+def _hide_background(images: Tensor, uniform: dict[str, Tensor], probability: float) -> Tensor:
+    """Fill what lies outside the face's ellipse with one random colour."""
+    height, width = images.shape[2:]
+    x = (torch.arange(width, device=images.device) + 0.5) / width - _FACE_CENTRE[0]
+    y = (torch.arange(height, device=images.device) + 0.5) / height - _FACE_CENTRE[1]
+    outside = (x / _FACE_AXES[0]) ** 2 + ((y / _FACE_AXES[1]) ** 2)[:, None] > 1
+    hidden = _column(uniform["background"] < probability) & outside
+    colour = torch.stack([uniform[name] for name in ("red", "green", "blue")], 1) * 255
+    return torch.where(hidden, colour[..., None, None].to(images.dtype), images)
 
 
 def _rectangles(images: Tensor, uniform: dict[str, Tensor], probability: float) -> Tensor:
