@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from face_gender.data.tiff import NotDecoded
+
 SIGNATURE = b"BM"
 _HEADERS = (12, 40, 52, 56, 64, 108, 124)
 _OS2, _OS2_SECOND, _WITH_ALPHA = 12, 64, 56  # lengths of headers
-_BITS = (1, 4, 8, 16, 24, 32)
+_BITS = (1, 2, 4, 8, 16, 24, 32)
 _PLAIN, _MASKS = 0, 3
 _DEFAULT_MASKS = {16: (0x7C00, 0x3E0, 0x1F), 32: (0xFF0000, 0xFF00, 0xFF)}
 
@@ -26,7 +28,7 @@ class Header(NamedTuple):
     width: int
     height: int
     is_top_down: bool
-    bits: int  # of a pixel: 1, 4, 8, 16, 24 or 32
+    bits: int  # of a pixel: 1, 2, 4, 8, 16, 24 or 32
     masks: tuple[int, ...]  # of red, green, blue and, where there is one, alpha
     palette: npt.NDArray[np.uint8]  # (colours, 3)
     start: int  # of the pixels
@@ -41,6 +43,8 @@ def read_header(data: bytes) -> Header | None:
     elif length in _HEADERS:
         width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
         (colours,) = struct.unpack_from("<I", data, 46)
+    if length in _HEADERS and min(width, abs(height)) <= 0:
+        raise NotDecoded("damaged: a bitmap without pixels")
     if length not in _HEADERS or compression not in (_PLAIN, _MASKS) or bits not in _BITS:
         return None
     if compression == _MASKS and length == _OS2_SECOND:  # there, it is Huffman coding
@@ -57,9 +61,11 @@ def read_header(data: bytes) -> Header | None:
 
 
 def decode(data: bytes, header: Header) -> npt.NDArray[np.uint8]:
-    """Return the pixels, (height, width, 3), or 4 with alpha; ValueError where some are missing."""
+    """Return the pixels, (height, width, 3), or 4 with alpha; NotDecoded where some are missing."""
     width, height = header.width, header.height
     stride = (width * header.bits + 31) // 32 * 4
+    if (there := max(0, len(data) - header.start)) < stride * height:
+        raise NotDecoded(f"truncated: {100 * there // (stride * height)} % of its rows are there")
     rows = np.frombuffer(data, np.uint8, stride * height, header.start).reshape(height, stride)
     rows = rows if header.is_top_down else rows[::-1]
     if header.bits == 24:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import struct
 import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -231,6 +232,8 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Image.I
         raise UnreadableImage(name, reason) from error
     except NotDecoded as error:
         raise UnreadableImage(name, str(error)) from error
+    except struct.error as error:
+        raise UnreadableImage(name, "damaged: its header is cut off") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         reason = str(error).replace("\n", " ") or type(error).__name__
         raise UnreadableImage(name, f"damaged: {excerpt(reason)}") from error

@@ -42,7 +42,12 @@ def read_chunks(data: bytes) -> Png | None:
         if not kind.isalpha():
             kept.append(view[at:])
             break
-        if kind in _PIXELS:
+        if end > len(data):  # cut off: what is left may be all that is needed
+            body = data[at + 8 :]
+            kept += (
+                [memoryview(struct.pack(">I", len(body)) + kind + body)] if kind in _PIXELS else []
+            )
+        elif kind in _PIXELS:
             kept.append(view[at:end])
             palette = length if kind == b"PLTE" else palette
         elif kind in (b"tRNS", b"eXIf") and _is_sound(data, at, end):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -12,8 +12,8 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258
 _SAMPLES, _PLANES, _COLOUR_MAP, _INK_SET, _EXTRA, _FORMAT = 277, 284, 320, 332, 338, 339
 _FILL_ORDER = 266
 # Tags of the pixels, of JPEG and of YCbCr among them; all others are metadata.
-_KEPT = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _COLOUR_MAP, _EXTRA}
-_KEPT |= {_FORMAT, _FILL_ORDER, 273, 278, 279, _PLANES, 292, 293, 317, 322, 323, 324, 325, 347}
+_KEPT = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, 273, _SAMPLES, 278, 279}
+_KEPT |= {_PLANES, 292, 293, 317, _COLOUR_MAP, *range(322, 326), _EXTRA, _FORMAT, 347}
 _KEPT |= {*range(512, 522), *range(529, 533)}
 _SHORT = 3
 _CODES = {1: "B", _SHORT: "H", 4: "I", 16: "Q"}  # field types that hold whole numbers
@@ -47,15 +47,18 @@ class _Directory:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.order = "<" if data.startswith(b"II") else ">"
-        self.is_big = data[2:4] in (b"+\0", b"\0+")
-        count, self.entry = ("Q", "HHQ8s") if self.is_big else ("H", "HHI4s")
-        (start,) = self.read("Q" if self.is_big else "I", 8 if self.is_big else 4)
-        (length,) = self.read(count, start)
-        at, size = start + struct.calcsize(count), struct.calcsize(f"<{self.entry}")
+        is_big = data[2:4] in (b"+\0", b"\0+")
+        # How a place in the file, a number of entries, and an entry are stored.
+        self.place, self.count, self.entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
+        (start,) = self.read(self.place, 8 if is_big else 4)
+        (length,) = self.read(self.count, start)
+        at, size = start + struct.calcsize(self.count), struct.calcsize(f"<{self.entry}")
         entries = [self.read(self.entry, at + size * i) for i in range(min(length, 4096))]
-        self.entries = {tag: (tag, *rest) for tag, *rest in reversed(entries)}
+        self.entries: dict[int, tuple[int, int, int, bytes]] = {
+            tag: (tag, kind, count, stored) for tag, kind, count, stored in reversed(entries)
+        }
 
-    def read(self, code: str, at: int) -> tuple[int, ...]:
+    def read(self, code: str, at: int) -> tuple[Any, ...]:
         return struct.unpack_from(self.order + code, self.data, at)
 
     def values(self, tag: int, *default: int) -> tuple[int, ...]:
@@ -64,34 +67,32 @@ class _Directory:
             return default
         _, kind, count, stored = self.entries[tag]
         code = f"{count}{_CODES.get(kind, 'x')}"
-        size = struct.calcsize(f"<{code}")
-        if size <= len(stored):
+        if struct.calcsize(f"<{code}") <= len(stored):
             return struct.unpack_from(self.order + code, stored)
-        return self.read(code, *struct.unpack(f"{self.order}{'Q' if self.is_big else 'I'}", stored))
+        return self.read(code, *struct.unpack(self.order + self.place, stored))
 
     def set(self, tag: int, *values: int) -> None:
         """Give a tag 16-bit values, behind the end of the file where they are many."""
         stored = struct.pack(f"{self.order}{len(values)}H", *values)
-        width = 8 if self.is_big else 4
+        width = struct.calcsize(f"<{self.place}")
         if len(stored) > width:
             place = len(self.data)
             self.data += stored
-            stored = struct.pack(f"{self.order}{'Q' if self.is_big else 'I'}", place)
+            stored = struct.pack(self.order + self.place, place)
         self.entries[tag] = (tag, _SHORT, len(values), stored.ljust(width, b"\0"))
 
     def written(self) -> bytes:
         """Return the file with a directory of the pixels' tags alone, at its end."""
         self.data += bytes(len(self.data) % 2)
-        count, place = ("Q", "Q") if self.is_big else ("H", "I")
+        start = struct.pack(self.order + self.place, len(self.data))
+        at = len(start)  # where the place of the directory stands: after 4 bytes, or 8
         entries = [self.entries[tag] for tag in sorted(self.entries.keys() & _KEPT)]
-        start = struct.pack(f"{self.order}{place}", len(self.data))
-        at = 8 if self.is_big else 4
         return b"".join(
             (
-                *(self.data[:at], start, self.data[at + len(start) :]),
-                struct.pack(f"{self.order}{count}", len(entries)),
-                *(struct.pack(f"{self.order}{self.entry}", *each) for each in entries),
-                bytes(len(start)),
+                *(self.data[:at], start, self.data[2 * at :]),
+                struct.pack(self.order + self.count, len(entries)),
+                *(struct.pack(self.order + self.entry, *each) for each in entries),
+                bytes(at),
             )
         )
 
@@ -99,9 +100,15 @@ class _Directory:
 def read_directory(data: bytes) -> Tiff:
     """Return a file's first picture so that a decoder meets the tags of its pixels alone.
 
-    Raises NotDecoded for pixels that viewers do not agree on or decoders get wrong, and
-    struct.error where the directory is cut off.
+    Raises NotDecoded for pixels that viewers do not agree on or decoders get wrong.
     """
+    try:
+        return _read_directory(data)
+    except (struct.error, OverflowError, ValueError) as error:
+        raise NotDecoded("damaged: a TIFF whose directory is cut off or odd") from error
+
+
+def _read_directory(data: bytes) -> Tiff:
     directory = _Directory(data)
     photometric, depth, alpha = _layout(directory)
     is_doubtful = alpha == _UNSPECIFIED
@@ -122,6 +129,7 @@ def _layout(directory: _Directory) -> tuple[int, int, int | None]:
     (compression,) = directory.values(_COMPRESSION, 1)
     depths = directory.values(_BITS, 1)
     (samples,) = directory.values(_SAMPLES, len(depths))
+    depths = depths[:samples]
     if _PHOTOMETRIC in directory.entries:
         (photometric,) = directory.values(_PHOTOMETRIC)
     elif samples >= 3:
@@ -144,14 +152,16 @@ def _layout(directory: _Directory) -> tuple[int, int, int | None]:
         }.get((kind, samples), ())
     else:
         depths_known = _DEPTHS.get(photometric, ()) if kind == _UNSIGNED else ()
+        if photometric == _PALETTE and extra:
+            depths_known = (8,) if planes == (1,) else ()
     is_known = (
         {*depths} <= {*depths_known}
         and len({*depths}) == 1
         and len(formats) <= 1
         and samples == colours + len(extra)
-        and len(extra) <= (photometric <= _RGB)
+        and len(extra) <= (photometric <= _PALETTE)
         and directory.values(_INK_SET, 1) == (1,)
-        and (fill_order == (1,) or depths[0] <= 8)
+        and (fill_order == (1,) or depths[0] <= 8 or (directory.order == "<" and samples == 1))
     )
     if not is_known:
         raise NotDecoded(
