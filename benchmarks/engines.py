@@ -25,7 +25,7 @@ from face_gender.classify.classifier import Classifier, load_classifier
 from face_gender.classify.engines import OpenVino, graph_path
 from face_gender.data.images import load_pixels
 from face_gender.data.preprocessing import stack
-from face_gender.export.__main__ import export
+from face_gender.export.graph import export
 from face_gender.files import cpu_count
 from face_gender.model.architectures import probabilities_of
 
