@@ -103,7 +103,9 @@ def calibration_batches(
     """
     from face_gender.data.images import UnreadableImage, load_pixels
     from face_gender.data.preprocessing import stack
+    from face_gender.faces.detector import load_detector
 
+    detector = load_detector() if preprocessing.aligns else None
     count = min(count, len(names))
     chosen = [names[i * len(names) // count] for i in range(count)]
     found = False
@@ -111,7 +113,11 @@ def calibration_batches(
         pictures = []
         for name in chosen[start : start + _CALIBRATION_BATCH]:
             with suppress(UnreadableImage):
-                pictures.append(preprocessing.resized(load_pixels(name, source)))
+                pixels = load_pixels(name, source, preprocessing.at_least)
+                faces = []
+                if detector is not None:
+                    faces = detector.detect(pixels.permute(1, 2, 0).contiguous().numpy())
+                pictures.append(preprocessing.prepare(pixels, faces[0] if faces else None))
         if pictures:
             found = True
             yield {"images": preprocessing.normalized(stack(pictures)).contiguous().numpy()}

