@@ -1,31 +1,35 @@
-"""Seeds, mutations and checks of what tools/fuzz.py and tools/fuzz_coverage.py feed."""
+"""Seeds, mutations and checks of what test_fuzz.py feeds.
+
+Each input is a seed, changed once to six times: bits, bytes, cuts, splices, swapped blocks,
+numbers; or in its structure (an archive's directory, a pickle's fields). It must end in a result or
+in exactly the exception that the function names.
+"""
 
 from __future__ import annotations
 
 import io
 import pickle
 import random
+import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from conftest import draw_face, make_faces
 from PIL import Image
 
 from face_gender import CLASSES
-from face_gender.classify.classifier import load_classifier
-from face_gender.classify.results import Prediction, write_results
-from face_gender.data.dataset import FaceDataset
+from face_gender.data.__main__ import main as data_split
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
-from face_gender.data.index import Index
-from face_gender.data.sources import FolderSource, find_images, open_source
+from face_gender.data.sources import find_images, open_source
 from face_gender.data.tables import read_index
 from face_gender.errors import InputError
 from face_gender.model.architectures import build_model
@@ -34,22 +38,19 @@ from face_gender.model.recipes import get_recipe
 
 _WHEN = (2024, 1, 2, 3, 4, 6)  # the same seeds whenever they are made
 _INTERESTING = (0, 1, 2, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1)
-_PLAIN = "plain state_dict"
+
+Seeds = Sequence[bytes]
 
 
-class Target(Protocol):
-    """One kind of input."""
+class Target(NamedTuple):
+    """One kind of input: what it starts from, how it is changed, and what becomes of it.
 
-    suffix: str
+    ``check`` returns it in words, and raises for what must not become of an input.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        """Take a folder to work in."""
-
-    def mutate(self, rng: random.Random, seeds: Sequence[bytes]) -> bytes:
-        """Return a changed seed."""
-
-    def check(self, data: bytes) -> str:
-        """Return what became of an input; raise for what must not become of it."""
+    seeds: Callable[[], Seeds]
+    mutate: Callable[[random.Random, Seeds], bytes]
+    check: Callable[[bytes, Path], str]
 
 
 def change(data: bytes, rng: random.Random, seeds: Sequence[bytes]) -> bytes:
@@ -94,31 +95,22 @@ def _place(length: int, rng: random.Random) -> int:
     return at if rng.random() < 0.6 else length - at
 
 
-class ImageTarget:
-    """`decode_image` and `decode_pixels` agree, or raise UnreadableImage for the same reason."""
+# --- pictures: both decoders agree, or raise UnreadableImage --------------------------------------
 
-    suffix = ".img"
 
-    def __init__(self, folder: Path) -> None:
-        """Needs no folder."""
+def mutate_image(rng: random.Random, seeds: Seeds) -> bytes:
+    """Return a changed picture; of a PNG, often one whose checksums are right again."""
+    changed = change(rng.choice(seeds), rng, seeds)
+    return _with_checksums(changed) if rng.random() < 0.7 else changed
 
-    def mutate(self, rng: random.Random, seeds: Sequence[bytes]) -> bytes:
-        """Return a changed picture; of a PNG, often one whose checksums are right again."""
-        seed = rng.choice(seeds)
-        changed = change(seed, rng, seeds)
-        return _with_checksums(changed) if rng.random() < 0.7 else changed
 
-    def check(self, data: bytes) -> str:
-        """Decode in both ways."""
-        expected = _decoded(decode_image, data)
-        found = _decoded(decode_pixels, data)
-        if isinstance(expected, str) or isinstance(found, str):
-            if expected != found:
-                raise AssertionError(f"{expected!r:.200} and {found!r:.200}")
-            return f"UnreadableImage, {str(expected).split(':')[0]}{_memory(str(expected))}"
-        if not np.array_equal(np.asarray(expected), found.permute(1, 2, 0).numpy()):
-            raise AssertionError("other pixels")
-        return "picture"
+def check_image(data: bytes, folder: Path) -> str:
+    expected, found = (_decoded(decode, data) for decode in (decode_image, decode_pixels))
+    if isinstance(expected, str) or isinstance(found, str):
+        assert isinstance(expected, str) and isinstance(found, str), (expected, found)
+        return f"UnreadableImage, {re.split('[:,(]', expected)[0]}"
+    assert np.array_equal(np.asarray(expected), found.permute(1, 2, 0).numpy()), "other pixels"
+    return "picture"
 
 
 def _decoded(decode: Callable[[bytes, str], Any], data: bytes) -> Any:
@@ -143,51 +135,41 @@ def _with_checksums(data: bytes) -> bytes:
     return bytes(fixed)
 
 
-class IndexTarget:
-    """`read_index`, `FaceDataset` and `Index.create` take a CSV or raise InputError."""
+# --- lists: a table, or InputError ----------------------------------------------------------------
 
-    suffix = ".csv"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for label in CLASSES:
-            (folder / label).mkdir(exist_ok=True)
-            for i in range(4):
-                _picture(i, label).save(folder / label / f"{label[0]}_{i}.jpg")
+def mutate_index(rng: random.Random, seeds: Seeds) -> bytes:
+    """Return a changed CSV: bytes, or cells put elsewhere."""
+    seed = rng.choice(seeds)
+    if rng.random() < 0.5:
+        return change(seed, rng, seeds)
+    rows = [row.split(b",") for row in seed.split(b"\n")]
+    for _ in range(rng.randint(1, 5)):
+        row = rng.choice(rows)
+        row[rng.randrange(len(row))] = rng.choice(_CELLS)
+    return b"\n".join(b",".join(row) for row in rows)
 
-    def mutate(self, rng: random.Random, seeds: Sequence[bytes]) -> bytes:
-        """Return a changed CSV: bytes, or cells put elsewhere."""
-        seed = rng.choice(seeds)
-        if rng.random() < 0.5:
-            return change(seed, rng, seeds)
-        rows = [row.split(b",") for row in seed.split(b"\n")]
-        for _ in range(rng.randint(1, 5)):
-            row = rng.choice(rows)
-            row[rng.randrange(len(row))] = rng.choice(_CELLS)
-        return b"\n".join(b",".join(row) for row in rows)
 
-    def check(self, data: bytes) -> str:
-        """Read it as an index, and make an index of it."""
-        path = self.folder / "given.csv"
-        path.write_bytes(data)
-        outcome = "InputError"
-        try:
-            table = read_index(path)
-            outcome = "index"
-            dataset = FaceDataset(Index(table, FolderSource(self.folder)), None)
-            for i in range(min(2, len(dataset))):
-                try:
-                    dataset[i]
-                except UnreadableImage as error:
-                    str(error)
-        except InputError as error:
-            _sentence(error)
-        try:
-            Index.create(path, self.folder / "made.csv", force=True, progress=False)
-            outcome += " and new index"
-        except InputError as error:
-            _sentence(error)
-        return outcome
+def check_index(data: bytes, folder: Path) -> str:
+    if not (folder / "male").exists():
+        make_faces(folder, 4, 4)
+    (folder / "given.csv").write_bytes(data)
+    try:
+        outcome = f"index of {len(read_index(folder / 'given.csv').columns)} columns"
+    except InputError as error:
+        outcome = _sentence(str(error))
+    return f"{outcome}, {_split(folder / 'given.csv')}"
+
+
+def _split(data: Path) -> str:
+    """Make an index with the command, which ends in a sentence where it cannot."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = data_split([str(data), "--output", str(data.with_suffix(".new")), "--force"])
+    if code:
+        return _sentence(err.getvalue().splitlines()[-1])
+    assert read_index(data.with_suffix(".new"))["split"].any()
+    return "new index"
 
 
 _CELLS = (
@@ -199,53 +181,40 @@ _CELLS = (
 )  # fmt: skip
 
 
-class ZipTarget:
-    """An archive is listed, read and indexed, or answered by InputError, a member by OSError."""
+# --- archives: listed, read and indexed, or InputError, a member by OSError -----------------------
 
-    suffix = ".zip"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def mutate(self, rng: random.Random, seeds: Sequence[bytes]) -> bytes:
-        """Return a changed archive; often with a number of its directory changed alone."""
-        data = bytearray(rng.choice(seeds))
-        marks = [at for mark in _MARKS for at in _find_all(data, mark)]
-        if marks and rng.random() < 0.6:
-            for _ in range(rng.randint(1, 4)):
-                at = rng.choice(marks) + rng.randrange(4, 46)
-                form = rng.choice(("<H", "<I", "<Q", "B"))
-                value = rng.choice((*_INTERESTING, len(data), len(data) - 22, rng.randrange(2**16)))
-                packed = struct.pack(form, value % 256 ** struct.calcsize(form))
-                data[at : at + len(packed)] = packed
-            return bytes(data)
+def mutate_zip(rng: random.Random, seeds: Seeds) -> bytes:
+    """Return a changed archive; often with a number of its directory changed alone."""
+    data = bytearray(rng.choice(seeds))
+    marks = [at for mark in _MARKS for at in _find_all(data, mark)]
+    if not marks or rng.random() > 0.6:
         return change(bytes(data), rng, seeds)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.choice(marks) + rng.randrange(4, 46)
+        form = rng.choice(("<H", "<I", "<Q", "B"))
+        value = rng.choice((*_INTERESTING, len(data), len(data) - 22, rng.randrange(2**16)))
+        packed = struct.pack(form, value % 256 ** struct.calcsize(form))
+        data[at : at + len(packed)] = packed
+    return bytes(data)
 
-    def check(self, data: bytes) -> str:
-        """List, read and index it."""
-        path = self.folder / "given.zip"
-        path.write_bytes(data)
-        outcomes = []
-        try:
-            source = open_source(path)
-            for name in list(source.names())[:50]:
-                try:
-                    source.read(name)
-                    outcomes.append("read")
-                except OSError as error:
-                    str(error)
-                    outcomes.append("OSError")
-            find_images(path)
-        except InputError as error:
-            _sentence(error)
-            outcomes.append("InputError")
-        try:
-            Index.create(path, self.folder / "made.csv", force=True, progress=False)
-            read_index(self.folder / "made.csv")
-            outcomes.append("index")
-        except InputError as error:
-            _sentence(error)
-        return ", ".join(sorted(set(outcomes))) or "InputError of its index"
+
+def check_zip(data: bytes, folder: Path) -> str:
+    path = folder / "given.zip"
+    path.write_bytes(data)
+    outcomes = set()
+    try:
+        source = open_source(path)
+        for name in list(source.names())[:50]:
+            try:
+                source.read(name)
+                outcomes.add("read")
+            except OSError:
+                outcomes.add("OSError")
+        find_images(path)
+    except InputError as error:
+        outcomes.add(_sentence(str(error)))
+    return ", ".join(sorted(outcomes | {_split(path)}))
 
 
 _MARKS = (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")
@@ -259,53 +228,33 @@ def _find_all(data: bytes | bytearray, mark: bytes) -> list[int]:
     return found
 
 
-class CheckpointTarget:
-    """A .pth labels a picture, or is answered by InputError."""
+# --- checkpoints: a net that can be built, or InputError -----------------------------------------
 
-    suffix = ".pth"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.picture = folder / "picture.jpg"
-        _picture(0, "male").save(self.picture)
+def mutate_checkpoint(rng: random.Random, seeds: Seeds) -> bytes:
+    """Return a changed file: bytes, its pickle alone, or its content with odd values."""
+    kind = rng.random()
+    seed = rng.choice(seeds)
+    if kind < 0.25:
+        return change(seed, rng, seeds)
+    if kind < 0.65 and seed.startswith(b"PK"):
+        return _with_other_pickle(seed, rng)
+    return _saved(_with_odd_values(_own_content(), rng), rng.random() < 0.8)
 
-    def mutate(self, rng: random.Random, seeds: Sequence[bytes]) -> bytes:
-        """Return a changed file: bytes, its pickle alone, or its content with odd values."""
-        kind = rng.random()
-        seed = rng.choice(seeds)
-        if kind < 0.25:
-            return change(seed, rng, seeds)
-        if kind < 0.65 and seed.startswith(b"PK"):
-            return _with_other_pickle(seed, rng)
-        return _saved(_with_odd_values(_own_content(), rng), rng.random() < 0.8)
 
-    def check(self, data: bytes) -> str:
-        """Load it, build it, and let it answer."""
-        path = self.folder / "given.pth"
-        path.write_bytes(data)
+def check_checkpoint(data: bytes, folder: Path) -> str:
+    path = folder / "given.pth"
+    path.write_bytes(data)
+    named: dict[str, Any]
+    for named in ({}, {"recipe": "compact_cnn", "classes": ("female", "male")}):
         try:
-            return f"label by a {self._label(path)}"
+            checkpoint = load_checkpoint(path, **named)
+            checkpoint.describe()
+            checkpoint.build()
+            return "net"
         except InputError as error:
-            _sentence(error)
-            return f"InputError{_memory(repr(error.__cause__))}"
-
-    def _label(self, path: Path) -> str:
-        form, named = "checkpoint", {}
-        try:
-            load_checkpoint(path)
-        except InputError as error:
-            if _PLAIN not in str(error):
-                raise
-            form, named = _PLAIN, {"recipe": "compact_cnn", "classes": ("female", "male")}
-        classifier = load_classifier(path, device="cpu", **named)  # type: ignore[arg-type]
-        classifier.checkpoint.describe()
-        (answer,) = classifier.predict(None, [str(self.picture)])
-        write_results(
-            self.folder / "results.json", [answer], classifier.checkpoint, "full", weights="w"
-        )
-        if not isinstance(answer, Prediction):
-            return f"{form} of no numbers"
-        return form
+            outcome = _sentence(str(error))
+    return outcome
 
 
 def _with_other_pickle(data: bytes, rng: random.Random) -> bytes:
@@ -380,46 +329,16 @@ def _odd() -> tuple[Any, ...]:
     return plain + tensors
 
 
-TARGETS: dict[str, type[Target]] = {
-    "image": ImageTarget,
-    "index": IndexTarget,
-    "zip": ZipTarget,
-    "checkpoint": CheckpointTarget,
-}
-
-
-@cache
-def seed_files(target: str) -> tuple[bytes, ...]:
-    """Return the inputs that a target's mutations start from."""
-    warnings.simplefilter("ignore")  # of what is deprecated and must still be answered
-    makers = {"image": _images, "index": _indexes, "zip": _zips, "checkpoint": _checkpoints}
-    return tuple(makers[target]())
-
-
-def _memory(text: str) -> str:
-    """Tell an input that was refused for taking more memory than there is, which is no answer."""
-    return " for lack of memory" if any(word in text.lower() for word in _NO_MEMORY) else ""
-
-
-_NO_MEMORY = ("memoryerror", "bad_alloc", "allocate", "enough memory")
-
-
-def _sentence(error: InputError) -> None:
-    """Raise AssertionError for a message that is not one line of bearable length."""
-    text = str(error)
-    if "\n" in text or "\x1b" in text or len(text) > 2000 or not text.endswith((".", "?")):
-        raise AssertionError(f"no sentence: {text[:300]!r}")
-
-
-def _picture(seed: int, label: str = "male", size: tuple[int, int] = (30, 38)) -> Image.Image:
-    rng = np.random.default_rng([seed, len(label)])
-    noise = rng.integers(0, 60, (size[1], size[0], 3)).astype(np.uint8)
-    noise[8:30, 6:24, 0 if label == "male" else 2] += 150
-    return Image.fromarray(noise)
+def _sentence(text: str) -> str:
+    """Return "InputError", having seen that its message is one line of bearable length."""
+    assert "\n" not in text and "\x1b" not in text and len(text) < 2000, text
+    assert text.endswith((".", "?")), text
+    assert not re.search("memoryerror|bad_alloc|enough memory", text.lower()), text
+    return "InputError"
 
 
 def _images() -> list[bytes]:
-    rgb = _picture(0)
+    rgb = draw_face("male", 0)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "words"
     sixteen = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
@@ -434,10 +353,10 @@ def _images() -> list[bytes]:
         *((each, "PNG", {}) for each in (
             rgb, grey, alpha, palette, rgb.convert("1"), rgb.convert("LA"), sixteen)),
         (rgb, "PNG", {"exif": exif, "icc_profile": bytes(300)}),
-        (rgb, "PNG", {"save_all": True, "append_images": [_picture(1)]}),
+        (rgb, "PNG", {"save_all": True, "append_images": [draw_face("male", 1)]}),
         (rgb, "GIF", {}), (palette, "GIF", {"save_all": True, "append_images": [palette]}),
         (rgb, "WEBP", {}), (alpha, "WEBP", {"lossless": True, "exif": exif}),
-        (rgb, "WEBP", {"save_all": True, "append_images": [_picture(1)]}),
+        (rgb, "WEBP", {"save_all": True, "append_images": [draw_face("male", 1)]}),
         *((each, "TIFF", {}) for each in (
             rgb, grey, alpha, palette, rgb.convert("1"), sixteen, floating, rgb.convert("CMYK"))),
         *((rgb, "TIFF", {"compression": name}) for name in (
@@ -490,7 +409,7 @@ def _zip(method: int, large: bool = False) -> bytes:
                 info = zipfile.ZipInfo(f"faces/{label}/{label[0]}_{i}.jpg", _WHEN)
                 info.compress_type = method
                 with archive.open(info, "w", force_zip64=large) as member:
-                    member.write(_encoded(_picture(i, label), "JPEG", {}))
+                    member.write(_encoded(draw_face(label, i), "JPEG", {}))
         archive.comment = b"words"
     return out.getvalue()
 
@@ -553,3 +472,11 @@ def _checkpoints() -> list[bytes]:
         script.getvalue(),
         pickle.dumps({"weights": [1.0]}),
     ]
+
+
+TARGETS = {
+    "image": Target(cache(_images), mutate_image, check_image),
+    "index": Target(cache(_indexes), mutate_index, check_index),
+    "zip": Target(cache(_zips), mutate_zip, check_zip),
+    "checkpoint": Target(cache(_checkpoints), mutate_checkpoint, check_checkpoint),
+}
