@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -19,12 +21,14 @@ from face_gender import CLASSES
 from face_gender.classify.results import Prediction
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.images import UnreadableImage, load_image
-from face_gender.data.preprocessing import Preprocessing
+from face_gender.data.preprocessing import Preprocessing, stack
 from face_gender.data.sources import Source
 from face_gender.data.split import SPLITS
 from face_gender.errors import printable
 from face_gender.evaluate.metrics import Evaluation, wilson_interval
 from face_gender.evaluate.report import EVERY, THRESHOLDS, Tried
+from face_gender.model.checkpoint import Checkpoint
+from face_gender.model.explain import CAVEAT, overlays
 from face_gender.train.loop import EpochReport
 
 COLOURS = {"male": "#3b6fb6", "female": "#c8553d"}
@@ -263,6 +267,34 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
     order = "the most confident first" if len(wrong) else "the least confident predictions"
     title = f"{len(wrong)} of {len(result.labels)} wrong: {order} (prediction, label, name)"
     return _gallery(pictures, titles, columns, title)
+
+
+def explained_mistakes(
+    result: Evaluation, source: Source, checkpoint: Checkpoint, most: int = 8
+) -> Figure:
+    """Show the first of `mistakes` as the net saw them, and below each where it looked."""
+    wrong = result.mistakes()
+    chosen = (wrong if len(wrong) else result.confidence.argsort())[:most].tolist()
+    loaded = {i: _try_load(str(result.paths[i]), source) for i in chosen}
+    readable = {i: np.array(image) for i, image in loaded.items() if image is not None}
+    what = "The most confident mistakes" if len(wrong) else "The least confident answers"
+    title = f"{what}, and where the net looked"
+    if not readable:
+        return _gallery([None], [""], 1, title)
+    resized = checkpoint.preprocessing.resized
+    pixels = stack([resized(torch.from_numpy(each).permute(2, 0, 1)) for each in readable.values()])
+    answers = torch.tensor([int(result.predictions[i]) for i in readable])
+    maps = overlays(checkpoint.build()[0], checkpoint.preprocessing, pixels, answers)
+    titles = [
+        f"{result.classes[result.predictions[i]]} {result.confidence[i]:.0%}\n"
+        f"labelled {result.classes[result.labels[i]]}"
+        for i in readable
+    ]
+    pictures = [Image.fromarray(each) for each in (*pixels.permute(0, 2, 3, 1).numpy(), *maps)]
+    figure = _gallery(pictures, titles + [""] * len(maps), len(maps), title)
+    figure.set_figwidth(max(8, figure.get_figwidth()))  # that the sentence has room
+    figure.supxlabel(textwrap.fill(CAVEAT, 110), fontsize=9)
+    return figure
 
 
 def worst_findings(findings: pd.DataFrame, source: Source, columns: int = 8) -> Figure:

@@ -177,7 +177,9 @@ def test_crops_are_written_by_label_and_never_over_a_file(
     assert "--crops" in capsys.readouterr().err
 
 
-def test_alignment_is_a_choice(photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alignment_is_a_choice(
+    photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SystemExit) as caught:
         run(photos, "--weights", weights, "--align", "never", "--faces", "all")
     assert caught.value.code == 2

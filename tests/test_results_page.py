@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import draw_face, make_faces, make_zip
 from PIL import Image
 
-from face_gender.classify.page import as_json, fill, write_page
+from face_gender.classify.classifier import Classifier
+from face_gender.classify.page import as_json, explain_doubtful, fill, write_page
 from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.__main__ import main as data_split
 from face_gender.data.sources import open_source
 from face_gender.errors import InputError
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.explain import CAVEAT
+from face_gender.model.recipes import get_recipe
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -150,6 +155,18 @@ def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(tmp_path: Pat
     assert pictures[data["photo"][str(whole)]].size == (400, 300)
     assert data["size"][str(whole)] == [800, 600]
     assert data["faces"] == {"0": 1, "1": 2}
+
+
+def test_the_most_doubtful_are_explained(folder: Path) -> None:
+    recipe = get_recipe("compact_cnn")
+    checkpoint = Checkpoint(recipe, CLASSES, recipe.preprocessing, {})
+    model = build_model("compact_cnn").eval().requires_grad_(False)
+    classifier = Classifier(checkpoint, model, torch.device("cpu"), torch.float32)
+    found = [predicted("gone.jpg", "male", 0.5), *twenty()]
+    drawn = explain_doubtful(classifier, open_source(folder), found[::-1], most=4)
+    assert set(drawn) == set(found[1:4])
+    assert {each.shape for each in drawn.values()} == {(100, 80, 3)}
+    assert explain_doubtful(classifier, open_source(folder), []) == {}
 
 
 def test_a_page_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:

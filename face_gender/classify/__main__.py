@@ -224,10 +224,10 @@ def write_html(
     """Write the page of ``--html``."""
     from tqdm import tqdm
 
-    from face_gender.classify.page import explain_predictions, write_page
+    from face_gender.classify.page import explain_doubtful, write_page
 
     faces = [face for each in predictions for face in (each, *each.others)]
-    why = explain_predictions(classifier, source, faces) if options.explain else {}
+    why = explain_doubtful(classifier, source, faces) if options.explain else {}
     show = {"desc": "page", "unit": "img", "disable": options.quiet, "file": Stderr()}
     with tqdm(total=len(predictions), **show) as bar:
         write_page(

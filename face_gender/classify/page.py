@@ -102,6 +102,26 @@ def write_page(
     write_atomically(path, lambda file: file.writelines(fill(template, pieces)))
 
 
+def explain_doubtful(
+    classifier: Classifier, source: Source, predictions: Iterable[Prediction], most: int = 200
+) -> dict[Prediction, npt.NDArray[np.uint8]]:
+    """Return what spoke for the label of the ``most`` least confident predictions.
+
+    Their pictures are read, and their faces found, once more.
+    """
+    model, _ = classifier.checkpoint.build()
+    found = {}
+    for each in heapq.nsmallest(most, predictions, key=lambda one: one.confidence):
+        views = classifier.views(source, each.name)
+        if isinstance(views, Skipped):
+            continue
+        view = next((view for view in views if view.box == each.box), views[0])
+        label = each.scores.index(each.confidence)
+        preprocessing = classifier.checkpoint.preprocessing
+        found[each] = overlays(model, preprocessing, view.prepared[None], label)[0]
+    return found
+
+
 def fill(template: str, pieces: Mapping[str, Iterable[bytes]]) -> Iterator[bytes]:
     """Yield a template with its {{placeholders}} replaced; what is filled in is not looked at."""
     for i, part in enumerate(re.split(r"\{\{(\w+)\}\}", template)):
@@ -278,23 +298,3 @@ def _next_step(source: Source) -> list[str]:
     before = "" if is_folder else f"Unpack {place} into {folder}. "
     command = f"python data_split.py {shlex.quote(os.path.join(folder, 'labels.csv'))}"
     return [f"{before}Put labels.csv into {folder}, then:", command]
-
-
-def explain_predictions(
-    classifier: Classifier, source: Source, predictions: Iterable[Prediction], most: int = 200
-) -> dict[Prediction, npt.NDArray[np.uint8]]:
-    """Return what spoke for the label of the ``most`` least confident predictions.
-
-    Their pictures are read, and their faces found, once more.
-    """
-    model, _ = classifier.checkpoint.build()
-    found = {}
-    for each in heapq.nsmallest(most, predictions, key=lambda one: one.confidence):
-        views = classifier.views(source, each.name)
-        if isinstance(views, Skipped):
-            continue
-        view = next((view for view in views if view.box == each.box), views[0])
-        label = each.scores.index(each.confidence)
-        preprocessing = classifier.checkpoint.preprocessing
-        found[each] = overlays(model, preprocessing, view.prepared[None], label)[0]
-    return found
