@@ -208,7 +208,7 @@ def test_a_single_output_takes_two_classes(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_checkpoint(tmp_path / "net.pth", "resnet18", ["male"])
     assert "name two with --classes" in sentence(caught)
-    with pytest.raises(InputError, match="1 outputs, and resnet18 with 3 classes has 3"):
+    with pytest.raises(InputError, match="1 output, and resnet18 with 3 classes has 3"):
         load_checkpoint(tmp_path / "net.pth", "resnet18", ["a", "b", "c"])
 
 
@@ -272,4 +272,4 @@ def test_a_training_takes_the_last_layer_in_its_own_order(tmp_path: Path) -> Non
     assert torch.equal(net.state_dict()["fc4.bias"], found.weights["fc4.bias"].flip(0))
     with pytest.raises(InputError) as caught:
         start_from(build_model("resnet18"), tmp_path / "own.pth", "resnet18")
-    assert "compact_cnn, not those of resnet18" in sentence(caught)
+    assert "own.pth: these are the weights of compact_cnn, not those of resn" in sentence(caught)

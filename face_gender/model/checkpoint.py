@@ -213,15 +213,18 @@ def start_from(
     """
     found = read_weights(path)
     known = found if isinstance(found, Checkpoint) else None
-    weights = rename(known.weights if known else found, model)  # type: ignore[arg-type]
-    own, head = model.state_dict(), head_name(model)
-    for key in (f"{head}.weight", f"{head}.bias"):
-        if key in weights and key in own and weights[key].shape != own[key].shape:
-            warnings.warn(f"{path}: {key} is for other classes, it starts anew", stacklevel=2)
-            weights[key] = own[key]
-        elif key in weights and known and sorted(known.classes) == sorted(classes):
-            weights[key] = weights[key][[known.classes.index(each) for each in classes]]
-    load_weights(model, weights, f"{name}, which {path} is to start")
+    try:
+        weights = rename(found.weights if isinstance(found, Checkpoint) else found, model)
+        own, head = model.state_dict(), head_name(model)
+        for key in (f"{head}.weight", f"{head}.bias"):
+            if key in weights and key in own and weights[key].shape != own[key].shape:
+                warnings.warn(f"{path}: {key} is for other classes, it starts anew", stacklevel=2)
+                weights[key] = own[key]
+            elif key in weights and known and sorted(known.classes) == sorted(classes):
+                weights[key] = weights[key][[known.classes.index(each) for each in classes]]
+        load_weights(model, weights, name)
+    except InputError as error:
+        raise InputError(f"{os.fspath(path)}: {error}") from error
     return known.seen_hashes if known else torch.empty(0, dtype=torch.int64)
 
 

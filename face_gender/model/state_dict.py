@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def rename(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     ends = [name for name in weights if f".{name}".endswith(f".{body[0]}")]
     places = [name[: len(name) - len(body[0])] for name in ends]
     copies = [place for place in places if all(place + key in weights for key in body)]
-    prefix = _one_of(copies, weights, body) if copies else _likely_prefix(weights, own)
+    prefix = _one_of(copies, weights, own) if copies else _likely_prefix(weights, own)
     found = {key: weights[prefix + key] for key in own if prefix + key in weights}
     others = tuple(place for place in copies if place not in (prefix, ""))
     rest = {
@@ -146,18 +146,23 @@ def rename(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     return {**found, **(rest if f"{head}.weight" in found else _as_head(rest, own, head))}
 
 
-def _one_of(copies: list[str], weights: Mapping[str, Tensor], body: list[str]) -> str:
+def _one_of(copies: list[str], weights: Mapping[str, Tensor], own: Iterable[str]) -> str:
     """Return the prefix of the net to take where a file holds it several times."""
     raw = [place for place in copies if not _AVERAGE.search(place)] or copies
     first = raw[0]
     for other in raw[1:]:
-        if not all(torch.equal(weights[first + key], weights[other + key]) for key in body):
+        pairs = [(weights.get(first + key), weights.get(other + key)) for key in own]
+        if not all(_same(*pair) for pair in pairs):
             names = " and ".join(place.rstrip(".") or "the top" for place in (first, other))
             raise InputError(
                 f"these weights hold several nets (under {excerpt(names)}): "
                 "save the state_dict of one."
             )
     return first
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _likely_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
@@ -248,7 +253,8 @@ def _outputs(found: int, asked: int, name: str) -> str:
     cure = "name the classes that they were trained for, in order"
     if found > _MOST_NAMED:
         cure = "they are of another task, such as ImageNet, and can start a training with --init"
-    return f"these weights have {found:,} outputs, and {name} has {asked:,}: {cure}."
+    outputs = f"{found:,} output{'' if found == 1 else 's'}"
+    return f"these weights have {outputs}, and {name} has {asked:,}: {cure}."
 
 
 def guess_arch(weights: Mapping[str, Tensor]) -> str | None:
