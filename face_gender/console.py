@@ -11,8 +11,12 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from face_gender.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _stderr = 2  # the file descriptor of the terminal, which `without_library_messages` moves
 
@@ -178,6 +182,38 @@ def without_library_messages() -> Iterator[None]:
         sys.stderr, _stderr = python, before
         os.close(own)
         os.close(null)
+
+
+class _Lines:
+    """What a progress bar writes to: a line for each state, as a log wants it."""
+
+    def write(self, text: str) -> None:
+        """Write a state of the bar; those that only erase it say nothing."""
+        if line := text.strip():
+            print_stderr(line)
+
+    def flush(self) -> None:
+        """Do nothing: lines are written at once."""
+
+
+def progress_bar(
+    total: int, desc: str, unit: str = "img", *, shown: bool = True, initial: int = 0
+) -> tqdm[Any]:
+    """Return a progress bar with the time left, which shows itself after two seconds.
+
+    In a terminal or a notebook it is drawn; where stderr is a file or a pipe, it is a plain line
+    every 30 seconds.
+    """
+    from tqdm.auto import tqdm
+
+    how: dict[str, Any] = {"delay": 2, "leave": False}
+    drawn = "ipykernel" in sys.modules or getattr(sys.stderr, "isatty", bool)()
+    if drawn and "ipykernel" not in sys.modules:
+        how["file"] = Stderr()
+    elif not drawn:
+        form = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left{postfix}"
+        how |= {"file": _Lines(), "mininterval": 30, "maxinterval": 30, "bar_format": form}
+    return tqdm(total=total, desc=desc, unit=unit, disable=not shown, initial=initial, **how)
 
 
 def escape_unencodable() -> None:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from face_gender import CLASSES
 from face_gender.audit import duplicates, embeddings, labels, outliers, pictures
 from face_gender.audit.findings import Judged
 from face_gender.audit.inputs import AuditInput
 from face_gender.audit.stages import Arrays, Stages, key_of
-from face_gender.console import Stderr
+from face_gender.console import progress_bar
 from face_gender.data.sources import Source
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.recipes import Recipe
@@ -144,9 +143,7 @@ class Judge:
 
     @contextmanager
     def _bar(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
-        with tqdm(
-            total=total, desc=name, unit="img", disable=not self.progress, file=Stderr()
-        ) as bar:
+        with progress_bar(total, name, shown=self.progress) as bar:
             yield bar.update
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
 
 from face_gender import CLASSES
 from face_gender.audit.findings import COLUMNS, ISSUES, clean
@@ -21,7 +20,7 @@ from face_gender.audit.inputs import AuditInput, Index, open_input
 from face_gender.audit.judge import Judge, Judgement
 from face_gender.audit.page import write_page
 from face_gender.audit.stages import Stages
-from face_gender.console import Stderr
+from face_gender.console import progress_bar
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.data.split import split_rows
@@ -191,10 +190,11 @@ def _write_html(path: Path, report: AuditReport, jobs: int, progress: bool) -> N
     names = sorted({*shown["path"], *related})
     with ThreadPoolExecutor(jobs) as pool:
         made = pool.map(lambda name: _thumbnail(name, report.source), names)
-        bar = tqdm(
-            made, total=len(names), desc="page", unit="img", disable=not progress, file=Stderr()
-        )
-        thumbnails = {name: jpeg for name, jpeg in zip(names, bar, strict=True) if jpeg}
+        thumbnails = {}
+        with progress_bar(len(names), "page", shown=progress) as bar:
+            for name, jpeg in zip(names, made, strict=True):
+                thumbnails |= {name: jpeg} if jpeg else {}
+                bar.update()
     counts = report.findings["issue"].value_counts()
     cut = [f"{issue} {count:,}" for issue, count in counts.items() if count > _SHOWN]
     summary = [

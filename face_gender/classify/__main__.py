@@ -27,8 +27,8 @@ from face_gender.classify.engines import check_engine
 from face_gender.classify.options import parse
 from face_gender.classify.resume import keep_results, partial_path, read_partial, remove_partial
 from face_gender.console import (
-    Stderr,
     print_stderr,
+    progress_bar,
 )
 from face_gender.data.sources import Source, find_images, passed_over_in_words
 from face_gender.errors import InputError
@@ -98,8 +98,6 @@ def classify_folder(
     partial: Path,
 ) -> Outcome:
     """Classify with a progress bar, keeping each prediction in ``partial`` as it comes."""
-    from tqdm import tqdm
-
     from face_gender.classify.classifier import choose_load, classify, origin
     from face_gender.classify.results import Skipped
 
@@ -117,8 +115,8 @@ def classify_folder(
     stop = None
     try:
         raise_on_first_signal()  # from here on, there is something to keep
-        show = {"unit": "img", "disable": options.quiet, "file": Stderr()}
-        with without_library_messages(), tqdm(total=len(names), **show) as bar:
+        bar = progress_bar(len(names), "classify", shown=not options.quiet)
+        with without_library_messages(), bar:
             for result in stream:
                 results.append(keep_crops(options, result))
                 bar.update()
@@ -222,14 +220,11 @@ def write_html(
     skipped: list[Skipped],
 ) -> None:
     """Write the page of ``--html``."""
-    from tqdm import tqdm
-
     from face_gender.classify.page import explain_doubtful, write_page
 
     faces = [face for each in predictions for face in (each, *each.others)]
     why = explain_doubtful(classifier, source, faces) if options.explain else {}
-    show = {"desc": "page", "unit": "img", "disable": options.quiet, "file": Stderr()}
-    with tqdm(total=len(predictions), **show) as bar:
+    with progress_bar(len(predictions), "page", shown=not options.quiet) as bar:
         write_page(
             options.html,
             faces,

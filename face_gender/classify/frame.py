@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
 from face_gender.classify.classifier import classify
 from face_gender.classify.results import Prediction, Result, Skipped
+from face_gender.console import progress_bar
 from face_gender.data.sources import find_images
 from face_gender.errors import InputError, first_line
 from face_gender.files import read_file
@@ -79,7 +79,12 @@ def _classify(
     progress: bool,
 ) -> list[Result]:
     stream = classify(classifier, source, names, *load)
-    return list(tqdm(stream, total=len(names), unit="img", disable=not progress))
+    results = []
+    with progress_bar(len(names), "classify", shown=progress) as bar:
+        for result in stream:
+            results.append(result)
+            bar.update()
+    return results
 
 
 def _table(

@@ -16,8 +16,8 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from face_gender.console import progress_bar
 from face_gender.data.images import UnreadableImage, decode_image
 from face_gender.data.sources import DriveGoneError, Source
 from face_gender.errors import InputError
@@ -42,7 +42,7 @@ def hash_and_check(
     """
     hashes: list[str] = []
     unreadable: list[tuple[str, str]] = []
-    bar = tqdm(total=len(names), desc="index", unit="file", disable=not progress)
+    bar = progress_bar(len(names), "index", "file", shown=progress)
     try:
         with bar, closing(_check_all(source, names)) as checked:
             for digest, reason in checked:

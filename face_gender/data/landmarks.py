@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm.auto import tqdm
 
+from face_gender.console import progress_bar
 from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
 from face_gender.data.sources import Source
 from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
@@ -48,7 +48,11 @@ def find_landmarks(
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         found = pool.map(find, names)
-        rows = list(tqdm(found, "faces", len(names), unit="img", disable=not progress))
+        rows = []
+        with progress_bar(len(names), "faces", shown=progress) as bar:
+            for row in found:
+                rows.append(row)
+                bar.update()
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=np.float64)
     table["faces"] = table["faces"].astype("Int64")
     return table.round(dict.fromkeys(COORDINATES, 5))

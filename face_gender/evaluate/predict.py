@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from face_gender import CLASSES
+from face_gender.console import progress_bar
 from face_gender.data.dataset import FaceDataset, FaceLoader, make_loader, to_input
 from face_gender.data.index import Index
 from face_gender.devices import forward, halving_on_oom, pick_device
@@ -144,8 +144,7 @@ def predict(
     found: list[list[Tensor]] = [[] for _ in changes]
     positions: list[Tensor] = []
     failures: list[tuple[int, str]] = []
-    with tqdm(total=sampler.pictures, desc="evaluate", unit="img", leave=False,
-              disable=not progress) as bar:  # fmt: skip
+    with progress_bar(sampler.pictures, "evaluate", shown=progress) as bar:
         for batch in loader:
             failures += batch.failures
             bar.update((len(batch.labels) + len(batch.failures)) * sampler.world_size)

@@ -10,9 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from face_gender import CLASSES
+from face_gender.console import progress_bar
 from face_gender.data.dataset import to_input
 from face_gender.data.index import Index
 from face_gender.errors import InputError
@@ -60,8 +60,10 @@ def train(
     with as_input_error():
         index = Index.open(index, data)
         run = Run(recipe, index, Path(out), seed, device, workers, mixed, progress, resume)
-    with closing(run), tqdm(total=run.recipe.epochs, initial=run.epochs, desc=run.recipe.name,
-                            unit="epoch", disable=not run.progress) as bar:  # fmt: skip
+    epochs = progress_bar(
+        run.recipe.epochs, run.recipe.name, "epoch", shown=run.progress, initial=run.epochs
+    )
+    with closing(run), epochs as bar:
         while not run.finished:
             with as_input_error():
                 report = train_and_validate(run)
@@ -97,8 +99,8 @@ def train_epoch(run: Run) -> tuple[float, float]:
     total_loss = torch.zeros((), device=run.device)
     count, started = 0, time.perf_counter()
     failures: list[tuple[int, str]] = []
-    with tqdm(total=loader.batch_sampler.pictures, desc=f"epoch {epoch}", unit="img", leave=False,
-              disable=not run.progress) as bar:  # fmt: skip
+    pictures = loader.batch_sampler.pictures
+    with progress_bar(pictures, f"epoch {epoch}", shown=run.progress) as bar:
         for number, batch in enumerate(loader):
             failures += batch.failures
             counts = world.all_counts(len(batch.labels), run.device)
