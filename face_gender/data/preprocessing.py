@@ -58,9 +58,9 @@ class Preprocessing:
     resize: Literal["stretch", "crop"] = "stretch"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    augmentation: Augmentation = field(default_factory=Augmentation)
     align: Literal["none", "landmarks"] = "none"
     margin: float = MARGIN
-    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         if not all(isinstance(side, Integral) for side in (self.height, self.width)):
