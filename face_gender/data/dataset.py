@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -178,11 +179,13 @@ def in_threads(
     if threads < 2 or len(positions) < 2 or get_worker_info() is not None:
         return [function(position) for position in positions]
     before = torch.get_num_threads()
+    edges = [len(positions) * i // threads for i in range(threads + 1)]
+    shards = [positions[start:end] for start, end in itertools.pairwise(edges)]
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        results = list(pool.map(function, positions))
+        results = list(pool.map(lambda shard: list(map(function, shard)), shards))
     # The number that new threads start from, which those of the pool have changed.
     torch.set_num_threads(before)
-    return results
+    return list(itertools.chain(*results))
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -314,11 +317,11 @@ def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:
     if good and get_worker_info() is not None:
         # Here already, and not when it is sent: a full /dev/shm would raise where nobody looks.
         memory.share_memory_()
-    images = memory.permute(0, 3, 1, 2)
-    for image, each in zip(images, good, strict=True):
-        image.copy_(each.pixels)
+    if good:
+        rows = [each.pixels.permute(1, 2, 0) for each in good if each.pixels is not None]
+        torch.stack(rows, out=memory)
     return Batch(
-        images,
+        memory.permute(0, 3, 1, 2),
         torch.tensor([each.label for each in good], dtype=torch.int64),
         torch.tensor([each.position for each in good], dtype=torch.int64),
         [(each.position, each.reason) for each in samples if each.pixels is None],
