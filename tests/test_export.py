@@ -251,6 +251,29 @@ def test_a_graph_of_other_weights_is_refused(exported: Path, tmp_path: Path) -> 
     assert "face_gender.export" in str(caught.value)
 
 
+@pytest.mark.parametrize(("setting", "taken"), [("resize", True), ("mean", False)])
+def test_a_graph_is_bound_to_the_settings_that_it_calculates(
+    setting: str, taken: bool, exported: Path, tmp_path: Path
+) -> None:
+    """Settings of what comes before it may be newer than the graph."""
+    pytest.importorskip("openvino")
+    import onnx
+
+    weights = tmp_path / "net.pth"
+    weights.write_bytes(exported.read_bytes())
+    graph = onnx.load(exported.with_suffix(".onnx"))
+    (values,) = (each for each in graph.metadata_props if each.key == "preprocessing")
+    preprocessing = json.loads(values.value)
+    del preprocessing[setting]
+    values.value = json.dumps(preprocessing)
+    onnx.save(graph, weights.with_suffix(".onnx"))
+    if taken:
+        assert load_classifier(weights, engine="openvino").engine is not None
+        return
+    with pytest.raises(InputError, match="was not made of"):
+        load_classifier(weights, engine="openvino")
+
+
 @pytest.mark.parametrize("content", [b"", b"text", None])
 def test_a_damaged_graph_is_refused(content: bytes | None, exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")

@@ -133,7 +133,9 @@ def test_archive_gives_the_folders_index_with_its_prefix(
     assert of_archive.path == tmp_path / "index.csv"
     expected = of_folder.table.assign(path=prefix + of_folder.table["path"])
     pd.testing.assert_frame_equal(of_archive.table, expected)
-    assert of_archive.report and of_archive.report.unreadable == ((prefix + "male/zero.jpg", "empty file"),)
+    assert of_archive.report and of_archive.report.unreadable == (
+        (prefix + "male/zero.jpg", "empty file"),
+    )
     assert archive.read_bytes() == before
 
 

@@ -46,7 +46,7 @@ def export(
     """
     source, names = find_images(calibrate, recursive=True) if calibrate else (None, [])
     check_output(output, [weights, *([calibrate] if calibrate else [])])
-    # Imported here: mistakes are answered without torch.
+    # Imported here: mistakes are told without torch.
     from face_gender.model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(weights, recipe, classes)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from face_gender.errors import InputError
+from face_gender.errors import InputError, first_line
 from face_gender.model.resnet import RESNETS, ResNet
 
 
@@ -187,7 +187,7 @@ def for_inference(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
 
 
 def _fold_batch_norms(model: nn.Module) -> nn.Module:
-    """Fold each batch norm that stands right behind a convolution, as it is run in all nets here.
+    """Fold each batch norm that stands right behind a convolution: all nets here run it there.
 
     (torch.fx finds such pairs by tracing, which takes longer than to label a small folder.)
     """
@@ -288,7 +288,7 @@ def _with_imagenet(arch: str) -> nn.Module:
     except Exception as error:  # no network, no space, a broken file: each has its own type
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(first.url).name
         raise InputError(
-            f"the ImageNet weights of {arch} cannot be had ({_reason(error)}): put the file "
+            f"the ImageNet weights of {arch} cannot be had ({first_line(error).split('. ')[0]}): put the file "
             f"{first.url} at {place}, or use a recipe that needs none (compact_cnn, dropout_cnn) "
             "or init='none'."
         ) from error
@@ -303,8 +303,3 @@ def _network_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first sentence of an error's message."""
-    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".:")

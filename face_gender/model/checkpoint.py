@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import face_gender
 from face_gender import CLASSES
 from face_gender.data.preprocessing import FaceTransform, Preprocessing, as_dict, as_tuple
-from face_gender.errors import InputError, excerpt
+from face_gender.errors import InputError, excerpt, first_line
 from face_gender.files import write_atomically
 from face_gender.model.architectures import build_empty, build_model, head_name
 from face_gender.model.recipes import RECIPES, Recipe, get_recipe
@@ -262,7 +262,7 @@ def parse_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
         }
     except _MALFORMED as error:
         raise InputError(
-            f"{path} is not a whole checkpoint ({_first_line(error)}): copy or train it again."
+            f"{path} is not a whole checkpoint ({first_line(error)}): copy or train it again."
         ) from error
     pairs = parts["weights"].items()
     if not pairs or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in pairs):
@@ -336,8 +336,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return excerpt(lines[0]).rstrip(".:?")
