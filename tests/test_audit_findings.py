@@ -455,7 +455,7 @@ def random_checkpoint(seen: Sequence[str] = ()) -> Checkpoint:
     torch.manual_seed(3)
     recipe = get_recipe("compact_cnn")
     weights = build_model("compact_cnn").state_dict()
-    return Checkpoint(recipe, CLASSES, recipe.preprocessing, weights, seen=hash64(seen))
+    return Checkpoint(recipe, CLASSES, recipe.preprocessing, weights, seen_hashes=hash64(seen))
 
 
 @given(

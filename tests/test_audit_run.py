@@ -46,7 +46,7 @@ def save_checkpoint(path: Path, seen: tuple[str, ...] = (), seed: int = 3) -> Pa
     torch.manual_seed(seed)
     recipe = get_recipe("compact_cnn")
     weights = build_model("compact_cnn").state_dict()
-    Checkpoint(recipe, CLASSES, recipe.preprocessing, weights, seen=hash64(seen)).save(path)
+    Checkpoint(recipe, CLASSES, recipe.preprocessing, weights, seen_hashes=hash64(seen)).save(path)
     return path
 
 

@@ -690,7 +690,8 @@ def test_no_index_gets_round_the_leak_check(forget: Any, index: Index, tmp_path:
     """Neither when the model is trained by it nor when the model is judged by it."""
     other = replace(index, table=forget(index.table))
     (report,) = run(ONE_EPOCH, other, tmp_path)
-    assert torch.equal(load_checkpoint(report.checkpoint).seen, seen_by(index, "train", "val"))
+    seen = load_checkpoint(report.checkpoint).seen_hashes
+    assert torch.equal(seen, seen_by(index, "train", "val"))
     for split, count, rows in (("train", 16, 16), ("val", 4, 4), (None, 20, 24)):
         with pytest.raises(LeakError, match=rf"{count} of these {rows} pictures"):
             judge(report.checkpoint, other, split)
@@ -698,7 +699,7 @@ def test_no_index_gets_round_the_leak_check(forget: Any, index: Index, tmp_path:
 
 
 def test_a_leak_is_one_sentence_that_says_how_to_go_on(index: Index) -> None:
-    leaky = predicting(seen=seen_by(index, "test")[:3])
+    leaky = predicting(seen_hashes=seen_by(index, "test")[:3])
     with pytest.raises(LeakError) as caught:
         judge(leaky, index)
     message = sentence(caught)
@@ -710,7 +711,7 @@ def test_a_leak_is_one_sentence_that_says_how_to_go_on(index: Index) -> None:
 
 
 def test_a_renamed_picture_is_still_known(own: Index) -> None:
-    leaky = predicting(seen=seen_by(own, "train", "val", "test"))
+    leaky = predicting(seen_hashes=seen_by(own, "train", "val", "test"))
     male = own.source.path / "male"
     (male / "m_0.jpg").rename(male / "somebody else.jpg")
     table = pd.DataFrame({"path": ["male/somebody else.jpg"], "label": [0]})
@@ -719,9 +720,9 @@ def test_a_renamed_picture_is_still_known(own: Index) -> None:
 
 
 def test_fine_tuned_weights_inherit_what_their_start_has_seen(index: Index, tmp_path: Path) -> None:
-    predicting(seen=seen_by(index, "test")).save(tmp_path / "start.pth")
+    predicting(seen_hashes=seen_by(index, "test")).save(tmp_path / "start.pth")
     (report,) = run(replace(ONE_EPOCH, init=str(tmp_path / "start.pth")), index, tmp_path)
-    seen = load_checkpoint(report.checkpoint).seen
+    seen = load_checkpoint(report.checkpoint).seen_hashes
     assert seen.tolist() == seen_by(index, "train", "val", "test").tolist()
     with pytest.raises(LeakError, match="4 of these 4"):
         judge(report.checkpoint, index)

@@ -94,7 +94,7 @@ def seen_by(
     checkpoint: Checkpoint, hashes: Sequence[str], groups: Sequence[str]
 ) -> npt.NDArray[np.bool_]:
     """Tell for each sha256 (n,) whether the net was trained on it or on a copy (of its group)."""
-    seen = set(checkpoint.seen.tolist())
+    seen = set(checkpoint.seen_hashes.tolist())
     known = [bool(each) and as_int64(each) in seen for each in hashes]
     known_groups = {group for group, is_known in zip(groups, known, strict=True) if is_known}
     return np.array([group in known_groups for group in groups], dtype=bool)

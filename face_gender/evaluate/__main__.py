@@ -188,7 +188,7 @@ def _evaluate(
     return Report(
         facts,
         result,
-        seen=rows.count_seen(checkpoint.seen) if options.allow_seen else 0,
+        seen=rows.count_seen(checkpoint.seen_hashes) if options.allow_seen else 0,
         slices={column: by_value(result, rows.table, column) for column in columns},
         robustness=by_condition(tried, rows.table),
     )

@@ -94,7 +94,7 @@ def evaluate_changed(
 
 
 def _refuse_leak(checkpoint: Checkpoint, rows: Index, name: str) -> None:
-    found = rows.count_seen(checkpoint.seen)
+    found = rows.count_seen(checkpoint.seen_hashes)
     if found:
         raise LeakError(
             f"LEAK: {name} was trained or chosen on {found} of these {len(rows)} pictures, so any "

@@ -287,10 +287,10 @@ def _with_imagenet(arch: str) -> nn.Module:
             return model
     except Exception as error:  # no network, no space, a broken file: each has its own type
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(first.url).name
+        reason = first_line(error).split(". ")[0]
         raise InputError(
-            f"the ImageNet weights of {arch} cannot be had ({first_line(error).split('. ')[0]}): put the file "
-            f"{first.url} at {place}, or use a recipe that needs none (compact_cnn, dropout_cnn) "
-            "or init='none'."
+            f"the ImageNet weights of {arch} cannot be had ({reason}): put the file {first.url} "
+            f"at {place}, use a recipe that needs none (compact_cnn, dropout_cnn) or init='none'."
         ) from error
 
 

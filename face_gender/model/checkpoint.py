@@ -75,11 +75,6 @@ class Checkpoint:
     versions: Mapping[str, str] = field(default_factory=versions)
     temperature: float = 1.0
 
-    @property
-    def seen(self) -> Tensor:
-        """The former name of ``seen_hashes``."""
-        return self.seen_hashes
-
     def save(
         self,
         path: str | os.PathLike[str],

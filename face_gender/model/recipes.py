@@ -148,8 +148,6 @@ class Recipe:
         grown = min(1.0, epoch / (self.epochs * 2 / 3))
         return self.start_size + (1 - self.start_size) * grown
 
-    share_of_size = size_fraction  # the former name
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` takes back."""
         return asdict(self)

@@ -248,7 +248,7 @@ class Run:
             epoch=epoch,
             metrics=metrics,
             temperature=temperature,
-            seen=self.seen,
+            seen_hashes=self.seen,
         )
 
     def _state(self) -> TrainingState:
