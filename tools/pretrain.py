@@ -1,287 +1,337 @@
-"""Train ResNet18 on more than the label: what a face-recognition net sees, age and race too.
+"""Fine-tune weights on aligned faces of several sources: python -m tools.pretrain INDEX OUT
 
-python -m tools.pretrain INDEX OUT DESCRIPTORS... [--epochs 20] [--size 64 64] [--init WEIGHTS]
-
-INDEX has a column ``teacher``; DESCRIPTORS are .npz files of ``names`` (n,) and ``descriptors``
-(n, 128). On the train split alone,
-with the recipe's own augmentation, one net answers four questions at once: male or female (0.7 of
-the teacher's answer and 0.3 of the label, Hinton et al., arXiv:1503.02531, and label smoothing
-0.05), the 128 numbers that dlib's face-recognition net finds in the picture (mean squared error,
-each scaled to unit variance; Romero et al., arXiv:1412.6550, distil features in this way), the age
-(smooth L1, in standard deviations) and the race as labelled. OUT keeps the first answer alone, with
-the temperature that fits it on the validation split: a checkpoint. OUT.partial holds the state
-after each epoch, from which the same command goes on.
-
-Men are most of the older people in both sources, and women of the younger. So that a face is not
-called a man's because it looks old, the pictures weigh so that in each band of ages of a source the
-two labels count the same. Where the age is not known, it is what ridge regression on the
-descriptors says.
+INDEX is what `tools.sources` writes: besides the columns of an index, ``source``, ``age`` in years,
+``teacher``, the probability of female, and ``known``, "no" where the label is the teacher's.
+Landmarks are found where the index has none. Training is done by steps; every 200 of them are kept
+in OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with
+the temperature of the validation split.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import replace
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from sklearn.linear_model import Ridge
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from face_gender import CLASSES
-from face_gender.data.dataset import FaceDataset, make_loader, soft_labels, to_input
+from face_gender.console import progress_bar
+from face_gender.data.images import load_image
 from face_gender.data.index import Index
-from face_gender.devices import forward, keep_freed_memory, mixed_precision
+from face_gender.data.landmarks import coordinates_of
 from face_gender.errors import InputError
 from face_gender.evaluate.metrics import fit_temperature
-from face_gender.evaluate.predict import predict
-from face_gender.evaluate.report import by_value
-from face_gender.model.architectures import build_model, to_device
-from face_gender.model.checkpoint import Checkpoint, hash64
-from face_gender.model.recipes import Recipe, get_recipe
-from face_gender.train.optim import build_for, make_optimizer, make_schedule
-from face_gender.train.step import average_of
-from tools.sources import BANDS, RACES
+from face_gender.faces.alignment import similarity, template
+from face_gender.files import write_atomically
+from face_gender.model.architectures import build_model
+from face_gender.model.checkpoint import Checkpoint, hash64, start_from
+from face_gender.model.recipes import get_recipe
 
-FloatArray = npt.NDArray[np.floating[Any]]
+RECIPE = get_recipe("resnet18_tuned")
+SIZE = RECIPE.preprocessing.height
+FROZEN = ("conv1", "bn1", "layer1")
+SQUEEZED = {"celeba64": (131, 160)}  # width and height that give these their true shape
+BANDS = (0, 4, 13, 20, 30, 45, 60, 70)
 
-DESCRIPTORS = 128
-HEAVIEST = 3.0  # what a picture may weigh for the balance of its band
-WEIGHTS = {"label": 1.0, "descriptor": 1.0, "age": 0.3, "race": 0.3}
-
-
-def read_descriptors(paths: list[Path]) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the descriptor (128,) of every picture by name."""
-    found: dict[str, npt.NDArray[np.float32]] = {}
-    for path in paths:
-        part = np.load(path)
-        found.update(zip(map(str, part["names"]), part["descriptors"], strict=True))
-    return found
+Picture = npt.NDArray[np.uint8]
 
 
-def with_guesses(ages: FloatArray, descriptors: FloatArray) -> FloatArray:
-    """Return ``ages`` (n,) in years, those that are NaN guessed from the descriptors (n, 128)."""
-    known = ~np.isnan(ages)
-    described = ~np.isnan(descriptors[:, 0])
-    both = known & described
-    ridge = Ridge(1.0).fit(descriptors[both], np.log(ages[both]))
-    found = ages.copy()
-    found[~known & described] = np.exp(ridge.predict(descriptors[~known & described]))
-    return found
+def targets(table: pd.DataFrame, most: float = 0.7) -> npt.NDArray[np.float32]:
+    """Return the probability of female to learn, (n,): of the label and the teacher.
 
-
-def balance(rows: pd.DataFrame, ages: FloatArray) -> FloatArray:
-    """Return a weight (n,) for each row, under which both labels count the same at every age.
-
-    The mean is about 1; none is above HEAVIEST, and rows whose age is NaN make a band of their own.
+    The teacher counts ``most``, on children and people over 65 0.15; where it contradicts a label
+    of the ages between with certainty, it stands alone.
     """
-    # NumPy sorts NaN behind all numbers, which is the oldest band.
-    band = np.where(np.isnan(ages), -1, np.digitize(ages, list(BANDS)))
-    bands = pd.DataFrame({"source": rows["source"].to_numpy(), "band": band})
-    bands["label"] = rows["label"].to_numpy()
-    of_band = bands.groupby(["source", "band"])["label"].transform("size")
-    of_label = bands.groupby(["source", "band", "label"])["label"].transform("size")
-    return (of_band / (2 * of_label)).clip(upper=HEAVIEST).to_numpy(dtype=float)
+    label, teacher = table["label"].to_numpy(float), pd.to_numeric(table["teacher"]).to_numpy(float)
+    age = pd.to_numeric(table["age"], errors="coerce").to_numpy(float)
+    share = np.where((age < 13) | (age > 65), 0.15, most)
+    share[(table["known"] == "no") | ((np.abs(teacher - label) > 0.95) & (share == most))] = 1
+    return (share * teacher + (1 - share) * label).clip(0.02, 0.98).astype(np.float32)
 
 
-class Targets:
-    """What the net is to answer to the picture at each position; NaN or -1 where not known."""
+def weights_of(table: pd.DataFrame, wanted: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return how often each row is drawn: rare sources, labels and ages more than their number."""
+    ages = pd.to_numeric(table["age"], errors="coerce").fillna(-1)
+    keys = pd.Series(
+        list(zip(table["source"], wanted > 0.5, np.digitize(ages, BANDS), strict=True))
+    )
+    frequency = keys.map(keys.value_counts()).to_numpy(float) ** -0.45
+    return frequency / frequency.sum()
 
-    def __init__(self, rows: pd.DataFrame, descriptors: list[Path], recipe: Recipe) -> None:
-        found = read_descriptors(descriptors)
-        unknown = np.full(DESCRIPTORS, np.nan)
-        values = np.array([found.get(path, unknown) for path in rows["path"]])
-        scaled = (values - np.nanmean(values, 0)) / np.nanstd(values, 0)
-        self.descriptor = torch.tensor(scaled, dtype=torch.float32)
-        ages = np.array(
-            [
-                float(Path(path).name.split("_")[0]) if source == "utkface" else np.nan
-                for path, source in zip(rows["path"], rows["source"], strict=True)
-            ]
+
+class Faces:
+    """The pictures of an index as a net sees them: changed at random for training, or aligned."""
+
+    def __init__(self, index: Index, seed: int) -> None:
+        self.table, self.source, self.seed = index.table, index.source, seed
+        self.paths = self.table["path"].to_numpy(str)
+        self.sources = self.table["source"].to_numpy(str)
+        self.points = coordinates_of(self.table)[:, 4:].reshape(-1, 5, 2)
+        self.template = template((SIZE, SIZE), RECIPE.preprocessing.margin)
+
+    def read(self, row: int) -> Picture:
+        """Return a picture, uint8 (H, W, 3), in its true shape."""
+        image = load_image(self.paths[row], self.source)
+        size = SQUEEZED.get(self.sources[row])
+        return np.asarray(image.resize(size) if size else image)
+
+    def aligned(self, row: int, r: np.random.Generator | None = None) -> Picture:
+        """Return the face, turned to the template; with ``r``, not quite."""
+        picture = self.read(row)
+        points = self.points[row] * np.float64((picture.shape[1], picture.shape[0]))
+        if not np.isfinite(points).all():
+            return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        if r is None:
+            return warp(picture, similarity(points, self.template))
+        eyes = np.linalg.norm(points[0] - points[1])
+        points += r.normal(0, 0.04 * eyes * r.random(), points.shape)  # as detectors differ
+        return warp(picture, jitter(r) @ similarity(points, self.template))
+
+    def whole(self, row: int, r: np.random.Generator) -> Picture:
+        """Return the frame, as where no face is found; in half of all cases another frame."""
+        picture = self.read(row)
+        if r.random() < 0.5:
+            return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        height, width = picture.shape[:2]
+        wide, tall = np.array((width, height)) / math.exp(r.uniform(-0.35, 0.3))
+        x = (width - wide) / 2 + r.normal(0, 0.04) * width
+        y = (height - tall) / 2 + r.normal(0, 0.04) * height
+        matrix = np.array(
+            [[SIZE / wide, 0, -x * SIZE / wide], [0, SIZE / tall, -y * SIZE / tall], [0, 0, 1]]
         )
-        self.weight = torch.tensor(balance(rows, with_guesses(ages, scaled)), dtype=torch.float32)
-        age = torch.tensor(ages, dtype=torch.float32)
-        self.age = (age - age.nanmean()) / age[~age.isnan()].std()
-        self.race = torch.tensor([RACES.index(r) if r in RACES else -1 for r in rows["race"]])
-        label = soft_labels(rows, recipe.distillation)
-        if label is None:
-            raise InputError(
-                "the index has no column teacher: add a teacher's probability of female."
-            )
-        self.label, self.smoothing = label, recipe.label_smoothing
+        return warp(picture, matrix)
 
-    def losses(self, outputs: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        """Return the mean loss of each question over those pictures whose answer is known."""
-        label, age, race, descriptor = outputs.split([2, 1, len(RACES), DESCRIPTORS], 1)
-        known = ~self.age[positions].isnan()
-        described = ~self.descriptor[positions][:, 0].isnan()
-        positions_described = positions[described]
-        functional = nn.functional
-        weight = self.weight[positions]
-        each = functional.cross_entropy(
-            label, self.label[positions], label_smoothing=self.smoothing, reduction="none"
+    def batch(self, step: int, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Return rows as a net takes them in training, (n, 3, SIZE, SIZE) float32."""
+        r = np.random.default_rng([self.seed, step, 1])
+        made: list[Picture] = []
+        for row in rows:
+            if r.random() < 0.11:
+                picture = self.whole(row, r)
+            else:
+                picture = self.aligned(row, r)
+                if r.random() < 0.3:
+                    picture = hide_background(picture, r, made[-1] if made else picture)
+            picture = photometric(picture, r)
+            made.append(picture[:, ::-1] if r.random() < 0.5 else picture)
+        return as_input(np.stack(made))
+
+
+def as_input(pictures: npt.NDArray[np.uint8]) -> Tensor:
+    """Return (n, SIZE, SIZE, 3) uint8 as a net takes it."""
+    return RECIPE.preprocessing.normalized(torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2))
+
+
+def warp(picture: Picture, matrix: npt.NDArray[np.float64]) -> Picture:
+    """Return the part that a (3, 3) map brings to (SIZE, SIZE), antialiased."""
+    factor = 1 / math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+    if factor > 1:
+        height, width = picture.shape[:2]
+        size = max(1, round(width / factor)), max(1, round(height / factor))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        matrix = matrix @ np.diag([width / size[0], height / size[1], 1.0])
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    matrix = np.linalg.inv(half) @ matrix @ half  # OpenCV counts from a pixel's centre
+    return cv2.warpAffine(picture, matrix[:2], (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
+
+
+def jitter(r: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return a random turn, scale, shear and shift about the middle, (3, 3)."""
+    angle = math.radians(r.normal(0, 6) if r.random() < 0.85 else r.uniform(-25, 25))
+    scale = math.exp(r.normal(0, 0.06) if r.random() < 0.8 else r.uniform(-0.3, 0.25))
+    linear = scale * np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    )
+    if r.random() < 0.3:
+        linear = linear @ np.array([[math.exp(r.normal(0, 0.04)), r.normal(0, 0.03)], [0, 1]])
+    matrix, middle = np.eye(3), np.full(2, SIZE / 2)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = middle - linear @ middle + r.normal(0, 0.025 * SIZE, 2)
+    return matrix
+
+
+def hide_background(picture: Picture, r: np.random.Generator, other: Picture) -> Picture:
+    """Replace what lies outside the face's ellipse by a colour, blots, blur or another picture."""
+    unit = 1 + 2 * RECIPE.preprocessing.margin
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    centre = 0.5 + r.normal(0, 0.02), 0.53 + r.normal(0, 0.02)
+    axes = r.uniform(0.40, 0.52) / unit, r.uniform(0.50, 0.64) / unit
+    outside = ((x - centre[0]) / axes[0]) ** 2 + ((y - centre[1]) / axes[1]) ** 2 - 1
+    mask = (outside.clip(0, 0.35) / 0.35)[..., None]
+    kind = r.random()
+    if kind < 0.3:
+        background: Any = r.integers(0, 256, 3)
+    elif kind < 0.5:
+        blots = r.integers(0, 256, (*r.integers(2, 13, 2), 3)).astype(np.uint8)
+        background = cv2.resize(blots, (SIZE, SIZE))
+    else:
+        background = cv2.GaussianBlur(picture, (0, 0), SIZE * 0.12) if kind < 0.7 else other
+    return (picture * (1 - mask) + background * mask).astype(np.uint8)
+
+
+def photometric(picture: Picture, r: np.random.Generator) -> Picture:
+    """Return a picture blurred, dyed, darkened, noisy, packed or partly covered at random."""
+    if r.random() < 0.22:
+        side = int(math.exp(r.uniform(math.log(18), math.log(70))))
+        small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    elif r.random() < 0.2:
+        picture = cv2.GaussianBlur(picture, (0, 0), r.uniform(0.4, 1.8))
+    values = picture.astype(np.float32)
+    luma = np.float32([0.299, 0.587, 0.114])
+    if r.random() < 0.8:
+        values *= math.exp(r.normal(0, 0.22))
+        mean = values.mean()
+        values = (values - mean) * math.exp(r.normal(0, 0.2)) + mean
+        grey = (values @ luma)[..., None]
+        values = grey + (values - grey) * (
+            r.uniform(0, 2) if r.random() < 0.5 else 1 + r.normal(0, 0.2)
         )
-        return {
-            "label": (each * weight).sum() / weight.sum(),
-            "descriptor": functional.mse_loss(
-                descriptor[described], self.descriptor[positions_described], reduction="sum"
-            ) / (DESCRIPTORS * max(1, len(positions_described))),
-            "age": functional.smooth_l1_loss(
-                age[known, 0], self.age[positions[known]], reduction="sum"
-            ) / max(1, int(known.sum())),
-            "race": functional.cross_entropy(
-                race, self.race[positions], ignore_index=-1, reduction="sum"
-            ) / max(1, int((self.race[positions] >= 0).sum())),
-        }  # fmt: skip
+        values *= np.exp(r.normal(0, 0.06, 3)).astype(np.float32)
+    if r.random() < 0.12:
+        values[:] = (values @ luma)[..., None]
+    if r.random() < 0.12:
+        values = 255 * (values / 255).clip(0, 1) ** math.exp(r.uniform(-0.5, 0.8))
+    if r.random() < 0.12:
+        values = values + r.normal(0, r.uniform(3, 14), values.shape)
+    picture = values.clip(0, 255).astype(np.uint8)
+    if r.random() < 0.2:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(r.integers(18, 70))]
+        picture = cv2.imdecode(cv2.imencode(".jpg", picture, quality)[1], cv2.IMREAD_COLOR)
+    if r.random() < 0.18:
+        tall, wide = r.integers(SIZE // 10, SIZE // 3, 2)
+        top, left = r.integers(0, SIZE - tall), r.integers(0, SIZE - wide)
+        picture[top : top + tall, left : left + wide] = r.integers(0, 256, 3)
+    return picture
 
 
-class Pretraining:
-    """The net, what trains it, and what is measured."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        torch.manual_seed(options.seed)
-        self.recipe = get_recipe(
-            "resnet18_tuned",
-            size=options.size,
-            epochs=options.epochs,
-            init=options.init,
-            learning_rate=options.learning_rate,
-            start_size=1.0,
-        )
-        preprocessing = self.recipe.preprocessing
-        index = Index.open(options.index)
-        rows, val = index.split("train"), index.split("val")
-        self.targets = Targets(rows.table, options.descriptors, self.recipe)
-        used = hash64([*rows.hashes(), *val.hashes()])
-        device = torch.device("cpu")
-        self.seed, self.transform = options.seed, preprocessing.train_transform()
-        size = self.recipe.batch_size
-        self.train_loader = make_loader(
-            FaceDataset(rows, None, self.transform), size, shuffle=True, seed=self.seed
-        )
-        self.val_rows = val.table
-        self.val_loader = make_loader(FaceDataset(val, None, preprocessing.eval_transform()), size)
-        net, seen = build_for(self.recipe)
-        self.seen = torch.unique(torch.cat([seen, used]))
-        net.fc = nn.Linear(512, 2 + 1 + len(RACES) + DESCRIPTORS)
-        self.net = to_device(net, device)
-        self.ema_model = average_of(self.net, self.recipe.average)
-        self.epoch = 0
-        self.temperature = 1.0
-        self.metrics: dict[str, float] = {}
-        self.precision = mixed_precision(device)
-        self.optimizer = make_optimizer(self.recipe, self.net)
-        schedule = make_schedule(self.recipe, self.optimizer, len(self.train_loader))
-        assert schedule is not None  # of this recipe, one cycle
-        self.schedule = schedule
-
-    def train_epoch(self) -> dict[str, float]:
-        """Train once through the split; return the mean of each loss."""
-        self.net.train()
-        self.train_loader.batch_sampler.epoch = self.epoch
-        sums, batches = dict.fromkeys(WEIGHTS, 0.0), 0
-        for batch in self.train_loader:
-            if len(batch.labels) < 2:
-                continue
-            images = to_input(batch, self.transform, "cpu", self.seed, self.epoch)
-            outputs = forward(self.net, images, self.precision)
-            losses = self.targets.losses(outputs, batch.positions)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
-            self.optimizer.step()
-            self.schedule.step()
-            self.ema_model.update_parameters(self.net)
-            batches += 1
-            for name, loss in losses.items():
-                sums[name] += float(loss.detach())
-        return {name: round(total / batches, 4) for name, total in sums.items()}
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return the averaged weights with the answer male or female alone."""
-        weights = dict(self.ema_model.module.state_dict())
-        weights["fc.weight"], weights["fc.bias"] = weights["fc.weight"][:2], weights["fc.bias"][:2]
-        return weights
-
-    def validate(self) -> dict[str, float]:
-        """Return the accuracy of male or female on each source of the validation split."""
-        net = build_model("resnet18", len(CLASSES), imagenet=False)
-        net.load_state_dict(self.weights())
-        net = to_device(net, torch.device("cpu"))
-        (result,) = predict(net, self.val_loader, CLASSES, precision=self.precision)
-        self.temperature = fit_temperature(result.log_probabilities, result.labels)
-        recalls = {f"val_recall_{name}": recall for name, recall in result.recall.items()}
-        self.metrics = {"val_accuracy": result.accuracy, **recalls}
-        parts = by_value(result, self.val_rows, "source")
-        found = {name: part.accuracy for name, part in parts.items()}
-        return {name: round(value, 4) for name, value in {**found, **self.metrics}.items()}
-
-    def state(self) -> dict[str, object]:
-        """Return what `go_on` takes."""
-        parts = (self.net, self.ema_model, self.optimizer, self.schedule)
-        return {
-            "parts": [part.state_dict() for part in parts],
-            "epoch": self.epoch,
-            "temperature": self.temperature,
-            "metrics": self.metrics,
-        }
-
-    def go_on(self, path: Path) -> None:
-        """Be what the state at ``path`` was."""
-        state = torch.load(path, weights_only=True)
-        net, average, optimizer, schedule = state["parts"]
-        self.net.load_state_dict(net)
-        self.ema_model.load_state_dict(average)
-        self.optimizer.load_state_dict(optimizer)
-        self.schedule.load_state_dict(schedule)
-        self.epoch = state["epoch"]
-        self.temperature, self.metrics = state["temperature"], state["metrics"]
-
-    def checkpoint(self) -> Checkpoint:
-        """Return the averaged net with the answer male or female alone."""
-        return Checkpoint(
-            recipe=replace(self.recipe, epochs=max(1, self.epoch)),
-            classes=CLASSES,
-            preprocessing=self.recipe.preprocessing,
-            weights=self.weights(),
-            seen_hashes=self.seen,
-            epoch=max(0, self.epoch - 1),
-            temperature=self.temperature,
-            metrics=self.metrics,
-        )
+@torch.no_grad()
+def validated(model: nn.Module, faces: Faces, rows: npt.NDArray[np.int64]) -> tuple[Any, Any]:
+    """Return log-probabilities (n, 2) and labels (n,) of aligned faces."""
+    outputs = [
+        model.eval()(as_input(np.stack([faces.aligned(row) for row in rows[i : i + 50]])))
+        for i in range(0, len(rows), 50)
+    ]
+    logs = torch.cat(outputs).double().log_softmax(1).numpy()
+    return logs, faces.table["label"].to_numpy(np.int64)[rows]
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("index", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("descriptors", type=Path, nargs="+")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--size", type=int, nargs=2, default=(64, 64))
-    parser.add_argument("--init", default="none")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    keep_freed_memory()
-    pretraining = Pretraining(options)
-    partial = options.out.with_name(f"{options.out.name}.partial")
+def train(faces: Faces, options: argparse.Namespace, model: nn.Module) -> nn.Module:
+    """Train by steps, going on where OUT.partial says, and return the averaged net."""
+    wanted = targets(faces.table)
+    rows = np.flatnonzero((faces.table["split"] == "train") & np.isfinite(wanted))
+    frequency = weights_of(faces.table.iloc[rows], wanted[rows])
+    for name in FROZEN:
+        model.get_submodule(name).requires_grad_(False)
+    average = AveragedModel(
+        model,
+        avg_fn=lambda mean, new, n: mean.lerp(new, 1 - min(0.998, (n + 1) / (n + 10))),
+        use_buffers=True,
+    )
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW([
+        {"params": [each for each in parameters if each.ndim > 1], "weight_decay": 0.05},
+        {"params": [each for each in parameters if each.ndim == 1], "weight_decay": 0.0},
+    ])  # fmt: skip
+    state: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
+    partial, step = options.out.with_name(f"{options.out.name}.partial"), 0
     if partial.exists():
-        pretraining.go_on(partial)
-    while pretraining.epoch < options.epochs:
-        started = time.perf_counter()
-        losses = pretraining.train_epoch()
-        pretraining.epoch += 1
-        seconds = round(time.perf_counter() - started)
-        print(pretraining.epoch, losses, pretraining.validate(), seconds, "s", flush=True)
-        torch.save(pretraining.state(), partial)
-    pretraining.checkpoint().save(options.out)
-    partial.unlink()
+        kept = torch.load(partial, weights_only=True)
+        step = kept.pop("step")
+        for name, each in kept.items():
+            state[name].load_state_dict(each)
+
+    def drawn(number: int) -> tuple[npt.NDArray[np.int64], Tensor]:
+        r = np.random.default_rng([options.seed, number])
+        chosen = rows[r.choice(len(rows), options.batch_size, p=frequency)]
+        return chosen, faces.batch(number, chosen)
+
+    with (
+        ThreadPoolExecutor(1) as pool,
+        progress_bar(options.steps, "steps", "step", initial=step) as bar,
+    ):
+        ahead = pool.submit(drawn, step)
+        while step < options.steps:
+            chosen, images = ahead.result()
+            ahead = pool.submit(drawn, step + 1)
+            done = step / options.steps
+            rise = min(1.0, done / 0.08)
+            fall = 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.08) / 0.92))
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * rise * (fall + 1e-3)
+            model.train()
+            for name in FROZEN:
+                model.get_submodule(name).eval()
+            female = torch.from_numpy(wanted[chosen])
+            loss = functional.cross_entropy(model(images), torch.stack([1 - female, female], 1))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 2.0)
+            optimizer.step()
+            average.update_parameters(model)
+            step += 1
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            bar.update()
+            if step % 200 == 0 or step == options.steps:
+                content = {name: each.state_dict() for name, each in state.items()}
+                write_atomically(
+                    partial, lambda file, c={**content, "step": step}: torch.save(c, file)
+                )
+    result: nn.Module = average.module
+    return result
+
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("index", type=Path)
+    add("out", type=Path)
+    add("--init", default="model_weights/shipped.pth", help="a .pth to start from")
+    add("--steps", type=int, default=1200)
+    add("--batch-size", type=int, default=64)
+    add("--learning-rate", type=float, default=6e-4)
+    add("--seed", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        index = Index.open(options.index).with_landmarks()
+        torch.manual_seed(options.seed)
+        model = build_model(RECIPE.arch, len(CLASSES)).to(memory_format=torch.channels_last)
+        seen = start_from(model, options.init, RECIPE.arch)
+        faces = Faces(index, options.seed)
+        best = train(faces, options, model)
+        own = index.table
+        rows = np.flatnonzero((own["split"] == "val") & (own["known"] == "yes"))
+        logs, labels = validated(best, faces, rows)
+    except (InputError, OSError) as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        return 1
+    correct = logs.argmax(1) == labels
+    used = hash64(own["sha256"][own["split"].isin(["train", "val"])])
+    Checkpoint(
+        RECIPE,
+        CLASSES,
+        RECIPE.preprocessing,
+        best.state_dict(),
+        metrics={"val_accuracy": float(correct.mean())},
+        temperature=fit_temperature(logs, labels),
+        seen_hashes=torch.unique(torch.cat([seen, used])),
+    ).save(options.out, dtype=torch.float16)
+    for source, mean in pd.Series(correct).groupby(faces.sources[rows]).mean().items():
+        print(f"{source}: validation accuracy {mean:.4f}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
