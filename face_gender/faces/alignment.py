@@ -14,7 +14,7 @@ Matrix = NDArray[np.float64]
 # Where eyes, nose and mouth corners are in the unit square, without a margin: ArcFace's template
 # (Deng and others, 2019), of 112 x 112 pixels there.
 TEMPLATE = (
-    np.float64(
+    np.array(
         [
             (38.2946, 51.6963),
             (73.5318, 51.5014),

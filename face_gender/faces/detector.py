@@ -43,8 +43,10 @@ class Look:
     score: float
 
 
-# A face that fills the frame is found only with a border around it.
-NEAR = Look(96, 32, 0.6)
+# A face that fills the frame is found only with a border around it. Grey, since a forehead that is
+# repeated upwards draws the landmarks up.
+GREY = 128
+NEAR = Look(96, 16, 0.6)
 MIDDLE = Look(640, 0, 0.6)
 FAR = Look(1280, 0, 0.6)
 # Below this many of a look's pixels the landmarks are rough, and the next look is taken.
@@ -156,7 +158,7 @@ class Detector:
             3: (((0, 1), (-1, 0)), (0, height)),
         }[turn]
         faces = self._look(np.rot90(pixels, turn), look)
-        return [_mapped(face, np.float64(back), np.float64(shift)) for face in faces]
+        return [_mapped(face, np.array(back, float), np.array(shift, float)) for face in faces]
 
     def _look(self, pixels: Pixels, look: Look) -> list[Face]:
         """Return the faces of a picture, brought to the look's size."""
@@ -167,17 +169,12 @@ class Detector:
         if look.border:
             square = look.side + 2 * look.border
             left, top = (square - width) // 2, (square - height) // 2
-            small = self._cv2.copyMakeBorder(
-                small,
-                top,
-                square - height - top,
-                left,
-                square - width - left,
-                self._cv2.BORDER_REPLICATE,
-            )
-        shift = -np.float64((left, top)) * ratios
+            canvas = np.full((square, square, 3), GREY, np.uint8)
+            canvas[top : top + height, left : left + width] = small
+            small = canvas
+        shift = -np.array((left, top)) * ratios
         faces = [_mapped(face, np.diag(ratios), shift) for face in self._run(small, look.score)]
-        # A border repeats what is at the edge, but holds no face of its own.
+        # A border holds no face.
         return [face for face in faces if _centred_in(face, *pixels.shape[:2])]
 
     def _scaled(self, pixels: Pixels, scale: float) -> tuple[Pixels, NDArray[np.float64]]:
