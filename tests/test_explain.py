@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from face_gender import CLASSES
 from face_gender.data.images import load_pixels
 from face_gender.data.preprocessing import Preprocessing, stack
 from face_gender.data.sources import open_source
+from face_gender.evaluate.metrics import Evaluation
 from face_gender.model.architectures import build_model, for_inference
-from face_gender.model.checkpoint import load_checkpoint
-from face_gender.model.explain import explain, overlays
-from face_gender.model.recipes import RECIPES
+from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.explain import CAVEAT, explain, overlays
+from face_gender.model.recipes import RECIPES, get_recipe
+from face_gender.plots import explained_mistakes
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model_weights" / "shipped.pth"
 
@@ -136,3 +139,20 @@ def test_hiding_what_is_marked_counts(shared: Callable[[str], Path], one_thread:
             hidden = torch.where((each > least)[:, None], images.mean((2, 3), keepdim=True), images)
             lost.append((before - model(hidden).softmax(1)).gather(1, own).mean().item())
     assert lost[0] > 0.05 + 3 * abs(lost[1])
+
+
+def test_mistakes_are_shown_with_their_maps_below(faces: Path, one_thread: None) -> None:
+    recipe = get_recipe("compact_cnn")
+    weights = build_model("compact_cnn").state_dict()
+    checkpoint = Checkpoint(recipe, CLASSES, recipe.preprocessing, weights)
+    paths = np.array(["male/m_0.jpg", "male/gone.jpg", "male/m_1.jpg", "male/m_2.jpg"])
+    female = np.array([0.7, 0.99, 0.9, 0.2], dtype=np.float32)
+    labels = np.zeros(4, dtype=np.int64)
+    result = Evaluation(CLASSES, paths, labels, np.stack([1 - female, female], 1), 0.5)
+    figure = explained_mistakes(result, open_source(faces), checkpoint)
+    titles = [axes.get_title().split("\n")[0] for axes in figure.axes]
+    assert titles == ["female 90%", "female 70%", "", ""]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert {each.shape for each in shown} == {(100, 80, 3)}
+    assert not np.array_equal(shown[0], shown[2])
+    assert " ".join(figure.get_supxlabel().split()) == CAVEAT
