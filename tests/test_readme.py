@@ -64,6 +64,26 @@ def test_the_readme_is_short_and_names_every_document() -> None:
     assert {path.name for path in ROOT.glob("docs/*.md")} - linked <= {"explanations.md"}
 
 
+def test_the_russian_readme_says_the_same() -> None:
+    russian = (ROOT / "README.ru.md").read_text(encoding="utf-8")
+
+    def facts(text: str) -> dict[str, list[str]]:
+        return {
+            "code": re.findall(r"```.*?```", text, re.DOTALL),
+            "names": sorted(
+                re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+            ),
+            "figures": sorted(re.findall(r"\d[\d.,]*\d|\d", text)),
+            "links": re.findall(r"\]\(((?!README)[^)]+)\)", text),
+            "headings": [line.split(" ")[0] for line in text.splitlines() if line.startswith("#")],
+            "tables": [str(line.count("|")) for line in text.splitlines() if line.startswith("|")],
+        }
+
+    english = facts(README)
+    for kind, found in facts(russian).items():
+        assert found == english[kind], kind
+
+
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     done = subprocess.run([sys.executable, "-c", first], cwd=ROOT, capture_output=True, text=True)
