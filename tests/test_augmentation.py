@@ -227,7 +227,7 @@ def test_every_change_is_off_unless_asked_for() -> None:
     assert torch.equal(Augmentation().apply(images, sample_uniforms(0, 0, torch.arange(3))), images)
     assert asdict(Augmentation()) == {
         **dict.fromkeys(("horizontal_flip", "rotation", "shift", "colour", "grey"), 0.0),
-        **dict.fromkeys(("downscale", "erasing", "reflection", "blur"), 0.0),
+        **dict.fromkeys(("downscale", "erasing", "reflection", "blur", "background"), 0.0),
         "zoom": (1.0, 1.0),
     }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -15,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from face_gender.classify.engines import MARGIN, Engine, OpenVino, graph_path
 from face_gender.classify.results import Box, Prediction, Result, Skipped
-from face_gender.data.images import UnreadableImage, decode_pixels, full_side, read_bytes
+from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Reader
 from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
@@ -158,7 +161,7 @@ class Classifier:
         chosen = faces if self.every_face else faces[:1]
         if not chosen:
             return [View(preprocessing.resized(pixels), crop=self._crop(array, None))]
-        scale = full_side(data, pixels) / max(pixels.shape[1:])
+        scale = _full_side(data, pixels) / max(pixels.shape[1:])
         return [
             View(
                 preprocessing.prepare(pixels, face),
@@ -242,6 +245,14 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
         "precision": str(classifier.dtype),
         "faces": _faces_of(classifier),
     }
+
+
+def _full_side(data: bytes, pixels: Tensor) -> int:
+    """Return the longer side of a picture's file, of which a JPEG's ``pixels`` may be a part."""
+    decoded = max(pixels.shape[1:])
+    with suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+        return max(*image.size, decoded)
+    return decoded
 
 
 def _faces_of(classifier: Classifier) -> str:

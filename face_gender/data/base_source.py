@@ -113,6 +113,7 @@ class BaseSource:
         )
 
     def is_of_the_drive(self, error: OSError) -> bool:
+        """Tell whether an error of reading is the drive's and not the file's."""
         if isinstance(error, TimeoutError | ConnectionError) or error.errno in _OF_DRIVES:
             return True
         if getattr(error, "winerror", None) in _OF_WINDOWS_DRIVES:

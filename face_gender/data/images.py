@@ -145,14 +145,6 @@ def decode_pixels(data: bytes, name: str, at_least: int | None = None) -> Tensor
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def full_side(data: bytes, pixels: Tensor) -> int:
-    """Return the longer side of a picture's file in pixels, of which ``pixels`` may have fewer."""
-    decoded = max(pixels.shape[1:])
-    with suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
-        return max(*image.size, decoded)
-    return decoded  # formats other than JPEG are never decoded at a reduced scale
-
-
 @cache
 def _torchvision(name: str) -> Callable[..., Tensor] | None:
     """Return one of torchvision's decoders, None where it has none: Pillow then reads all files.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender import CLASSES
-from face_gender.data.landmarks import find_landmarks, has_landmarks
+from face_gender.data.landmarks import add_landmarks
 from face_gender.data.scan import (
     SEARCHED,
     check_matches,
@@ -116,12 +116,7 @@ class Index:
         fractions = check_ratios(ratios)
         output = Path(output) if output is not None else default_output(data)
         if data.exists():
-            check_output(output, [data, *([Path(groups)] if groups else [])])
-            if output.exists() and not force:
-                raise InputError(
-                    f"{output} exists, and a split is drawn once: use it, name another --output, "
-                    "or replace it with --force (force=True)."
-                )
+            _check_output(output, [data, *([Path(groups)] if groups else [])], force)
         scan = scan_data(data)
         group_of = {**scan.groups, **(read_groups(Path(groups), scan.names) if groups else {})}
         _check_classes(scan.labels, data, ())
@@ -135,8 +130,7 @@ class Index:
         _check_classes(table["label"].tolist(), data, unreadable)
         table["split"] = split_rows(table, fractions, seed)
         if detector_available() if landmarks is None else landmarks:
-            found = find_landmarks(scan.source, table["path"].tolist(), progress)
-            table = pd.concat([table, found], axis=1)
+            table = add_landmarks(table, scan.source, progress)
         write_index(table, output)
         copies = int(table["sha256"].duplicated().sum())
         unreadable = (*scan.unlisted, *unreadable)
@@ -172,11 +166,7 @@ class Index:
 
         Raises InputError where the detector's packages are missing.
         """
-        if has_landmarks(self.table):
-            return self
-        found = find_landmarks(self.source, self.table["path"].tolist(), progress)
-        rows = self.table.drop(columns=[name for name in found if name in self.table])
-        return replace(self, table=pd.concat([rows, found.set_index(rows.index)], axis=1))
+        return replace(self, table=add_landmarks(self.table, self.source, progress))
 
     def hashes(self) -> list[str]:
         """Return each row's sha256, of its file where the table has none; "" for no file."""
@@ -236,6 +226,15 @@ def default_output(data: str | os.PathLike[str]) -> Path:
     """Return where the index of ``data`` lies: inside a folder, beside a .zip or a CSV."""
     data = Path(data)
     return (data if data.is_dir() else data.parent) / "index.csv"
+
+
+def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
+    check_output(output, inputs)
+    if output.exists() and not force:
+        raise InputError(
+            f"{output} exists, and a split is drawn once: use it, name another --output, or "
+            "replace it with --force (force=True)."
+        )
 
 
 def _find_source(index: Path, table: pd.DataFrame) -> Source:

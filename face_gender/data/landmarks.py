@@ -64,9 +64,13 @@ def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:
     return np.stack([each.to_numpy(np.float32, na_value=np.nan) for each in columns], axis=1)
 
 
-def has_landmarks(table: pd.DataFrame) -> bool:
-    """Tell whether a table has the columns that `find_landmarks` makes."""
-    return all(name in table for name in COLUMNS)
+def add_landmarks(table: pd.DataFrame, source: Source, progress: bool = True) -> pd.DataFrame:
+    """Return a table of paths with the columns of `find_landmarks`, found where it has none."""
+    if all(name in table for name in COLUMNS):
+        return table
+    found = find_landmarks(source, table["path"].tolist(), progress)
+    rows = table.drop(columns=[name for name in COLUMNS if name in table])
+    return pd.concat([rows, found.set_index(rows.index)], axis=1)
 
 
 def face_in(coordinates: npt.NDArray[np.float32], height: int, width: int) -> Face | None:
