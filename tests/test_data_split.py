@@ -298,11 +298,13 @@ def test_ctrl_c_ends_the_workers_without_a_word_of_theirs(few: Path) -> None:
         "from face_gender.data import __main__ as data_split, hashing\n"
         # A shell's background job, as CI may be, starts with Ctrl-C ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "class Bar(hashing.tqdm):\n"
+        "import tqdm\n"
+        "class Bar(tqdm.tqdm):\n"
         "    def update(self, n=1):\n"
         "        print('workers', len(multiprocessing.active_children()))\n"
         "        os.killpg(0, signal.SIGINT)\n"  # as a terminal does, to workers too
-        "hashing.tqdm, hashing.PROCESSES_FROM, hashing.CHUNK = Bar, 1, 1\n"
+        "hashing.progress_bar = lambda total, *_, **__: Bar(total=total)\n"
+        "hashing.PROCESSES_FROM = hashing.CHUNK = 1\n"
         "print('code', data_split.main([sys.argv[1]], 'data_split.py'))\n"
         "print('left', multiprocessing.active_children())\n"
     )
@@ -367,7 +369,6 @@ def test_command_runs_from_any_folder_on_a_terminal_without_cyrillic(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert b"6 pictures" in done.stdout
     assert b"left out: male/" in done.stderr and b"Traceback" not in done.stderr
-    assert b"6/7" in done.stderr or b"7/7" in done.stderr  # the progress bar
     assert len(read_index(data / "index.csv")) == 6
 
 

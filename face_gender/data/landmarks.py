@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender.console import progress_bar
-from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
+from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
 from face_gender.files import cpu_count
@@ -38,13 +38,13 @@ def find_landmarks(
 
     def find(name: str) -> list[float]:
         try:
-            pixels = decode_pixels(read_bytes(name, source), name, at_least=DETECTOR_SIDE)
+            picture = load_image(name, source, DETECTOR_SIDE)
         except UnreadableImage:
             return [np.nan] * len(COLUMNS)
-        faces = detector.detect(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        faces = detector.detect(np.asarray(picture))
         if not faces:
             return [0, *[np.nan] * len(COORDINATES)]
-        return [len(faces), *_as_fractions(faces[0], *pixels.shape[1:])]
+        return [len(faces), *_as_fractions(faces[0], picture.height, picture.width)]
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         found = pool.map(find, names)
