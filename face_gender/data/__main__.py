@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
         nargs=3,
         default=(70, 15, 15),
         metavar=("TRAIN", "VAL", "TEST"),
-        help="shares in percent (default: 70 15 15)",
+        help="percentages (default: 70 15 15)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     parser.add_argument(

@@ -16,12 +16,12 @@ from face_gender.errors import InputError
 SPLITS = ("train", "val", "test")
 
 
-def split_rows(table: pd.DataFrame, shares: Sequence[float], seed: int) -> npt.NDArray[np.str_]:
+def split_rows(table: pd.DataFrame, fractions: Sequence[float], seed: int) -> npt.NDArray[np.str_]:
     """Return "train", "val" or "test" for every row, stratified by label.
 
     Rows that share ``sha256`` or a non-empty ``group`` form one unit, and units are dealt out
     whole: those of both labels first, then the largest first, equals in an order drawn from
-    ``seed`` and their content. Each goes where the share of the places filled is smallest
+    ``seed`` and their content. Each goes where the fraction of the places filled is smallest
     (Webster's method), which meets the exact quota with single pictures and stays proportional
     with large groups; while a class has only as many units left as it has empty splits, it goes
     to one of these. Raises InputError where a class has fewer units than splits.
@@ -33,9 +33,9 @@ def split_rows(table: pd.DataFrame, shares: Sequence[float], seed: int) -> npt.N
     # Were one label dealt out before, a unit of both might be owed to two splits at once.
     mixed = [min(count) > 0 for count in counts]
     order = sorted(range(len(units)), key=lambda i: (not mixed[i], -len(units[i]), keys[i]))
-    used = [i for i, share in enumerate(shares) if share > 0]
+    used = [i for i, fraction in enumerate(fractions) if fraction > 0]
     totals = [sum(count[label] for count in counts) for label in (0, 1)]
-    quota = [_quotas(total, [shares[i] for i in used]) for total in totals]
+    quota = [_quotas(total, [fractions[i] for i in used]) for total in totals]
     left = [sum(count[label] > 0 for count in counts) for label in (0, 1)]
     for label, units_left in enumerate(left):
         if 0 < units_left < len(used):
@@ -90,11 +90,11 @@ def _choose(
     return min(splits, key=level.__getitem__)
 
 
-def _quotas(total: int, shares: Sequence[float]) -> list[float]:
+def _quotas(total: int, fractions: Sequence[float]) -> list[float]:
     """Split ``total`` into whole numbers by largest remainder, each at least 1 if it can be."""
-    exact = [total * share / sum(shares) for share in shares]
+    exact = [total * fraction / sum(fractions) for fraction in fractions]
     quotas = [int(value) for value in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - exact[i])
+    by_remainder = sorted(range(len(fractions)), key=lambda i: quotas[i] - exact[i])
     for i in by_remainder[: total - sum(quotas)]:
         quotas[i] += 1
     for i, quota in enumerate(quotas):
