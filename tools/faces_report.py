@@ -126,8 +126,10 @@ def scene(seed: int, size: tuple[int, int] | None = None) -> Pixels:
     """Return one generated picture without a face, of (height, width) or a size by the seed."""
     rng = np.random.default_rng(seed)
     height, width = size or (int(side) for side in rng.integers(120, 900, 2))
-    made = SCENES[seed % len(SCENES)](rng, height, width)
-    return np.asarray(np.clip(made, 0, 1) * 255, np.uint8)
+    coarser = max(1, max(height, width) // 640)  # a large one is made small: it takes seconds
+    made = SCENES[seed % len(SCENES)](rng, height // coarser, width // coarser)
+    pixels = np.asarray(np.clip(made, 0, 1) * 255, np.uint8)
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def patches(seed: int, size: tuple[int, int], others: Sequence[Picture]) -> Pixels:
