@@ -21,12 +21,14 @@ from face_gender import CLASSES
 from face_gender.classify.results import Prediction
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.images import UnreadableImage, load_image
+from face_gender.data.landmarks import prepared
 from face_gender.data.preprocessing import Preprocessing, stack
 from face_gender.data.sources import Source
 from face_gender.data.split import SPLITS
 from face_gender.errors import printable
 from face_gender.evaluate.metrics import Evaluation, wilson_interval
 from face_gender.evaluate.report import EVERY, THRESHOLDS, Tried
+from face_gender.faces.detector import load_detector
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.explain import CAVEAT, overlays
 from face_gender.train.loop import EpochReport
@@ -277,14 +279,16 @@ def explained_mistakes(
     chosen = (wrong if len(wrong) else result.confidence.argsort())[:most].tolist()
     loaded = {i: _try_load(str(result.paths[i]), source) for i in chosen}
     readable = {i: np.array(image) for i, image in loaded.items() if image is not None}
-    what = "The most confident mistakes" if len(wrong) else "The least confident answers"
+    what = "The most confident mistakes" if len(wrong) else "The least confident predictions"
     title = f"{what}, and where the net looked"
     if not readable:
         return _gallery([None], [""], 1, title)
-    resized = checkpoint.preprocessing.resized
-    pixels = stack([resized(torch.from_numpy(each).permute(2, 0, 1)) for each in readable.values()])
+    preprocessing = checkpoint.preprocessing
+    detector = load_detector() if preprocessing.aligns else None
+    seen = [torch.from_numpy(each).permute(2, 0, 1) for each in readable.values()]
+    pixels = stack([prepared(preprocessing, each, detector) for each in seen])
     answers = torch.tensor([int(result.predictions[i]) for i in readable])
-    maps = overlays(checkpoint.build()[0], checkpoint.preprocessing, pixels, answers)
+    maps = overlays(checkpoint.build()[0], preprocessing, pixels, answers)
     titles = [
         f"{result.classes[result.predictions[i]]} {result.confidence[i]:.0%}\n"
         f"labelled {result.classes[result.labels[i]]}"

@@ -280,7 +280,7 @@ def test_help_names_every_option(capsys: Capture) -> None:
 def test_interruption_exits_130_and_writes_nothing(
     few: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(data: bytes, name: str) -> None:
+    def interrupt(data: bytes, name: str, at_least: int | None = None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("face_gender.data.hashing.decode_image", interrupt)

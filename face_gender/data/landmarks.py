@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,11 @@ from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
 from face_gender.files import cpu_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from face_gender.data.preprocessing import Preprocessing
 
 # Left and right are those of the picture. All are fractions of the upright picture's sides.
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
@@ -56,6 +61,17 @@ def find_landmarks(
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=np.float64)
     table["faces"] = table["faces"].astype("Int64")
     return table.round(dict.fromkeys(COORDINATES, 5))
+
+
+def prepared(preprocessing: Preprocessing, pixels: Tensor, detector: Detector | None) -> Tensor:
+    """Return a picture, uint8 (3, any, any), as `Preprocessing.prepare` does, its face found now.
+
+    ``detector``: None for a whole picture.
+    """
+    faces: list[Face] = []
+    if detector is not None:
+        faces = detector.detect(pixels.permute(1, 2, 0).contiguous().numpy())
+    return preprocessing.prepare(pixels, faces[0] if faces else None)
 
 
 def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:

@@ -38,7 +38,10 @@ if __name__ == "__main__":  # before all imports that take a while
 
 _NAME = "face_gender.evaluate"
 _TABLES = ("figures.json", "predictions.csv")
-_FIGURES = ("confusion_matrix.png", "reliability.png", "coverage.png", "mistakes.png")
+_FIGURES = (
+    "confusion_matrix.png", "reliability.png", "coverage.png", "mistakes.png",
+    "mistakes_explained.png",
+)  # fmt: skip
 _ROBUSTNESS = "robustness.png"
 
 
@@ -194,7 +197,7 @@ def _evaluate(
     )
 
 
-def _drawn(report: Report, source: Source) -> dict[str, bytes]:
+def _drawn(report: Report, source: Source, checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return each figure as the bytes of a PNG, by the name of its file."""
     from face_gender import plots
 
@@ -204,6 +207,7 @@ def _drawn(report: Report, source: Source) -> dict[str, bytes]:
         plots.reliability(report.result),
         plots.coverage(report.result),
         plots.mistakes(report.result, source, most=18, columns=6),
+        plots.explained_mistakes(report.result, source, checkpoint),
     ]
     drawn = dict(zip(_FIGURES, figures, strict=True))
     if report.robustness:

@@ -102,6 +102,7 @@ def calibration_batches(
     So that all subfolders take part. Raises InputError where none of them can be read.
     """
     from face_gender.data.images import UnreadableImage, load_pixels
+    from face_gender.data.landmarks import prepared
     from face_gender.data.preprocessing import stack
     from face_gender.faces.detector import load_detector
 
@@ -114,10 +115,7 @@ def calibration_batches(
         for name in chosen[start : start + _CALIBRATION_BATCH]:
             with suppress(UnreadableImage):
                 pixels = load_pixels(name, source, preprocessing.at_least)
-                faces = []
-                if detector is not None:
-                    faces = detector.detect(pixels.permute(1, 2, 0).contiguous().numpy())
-                pictures.append(preprocessing.prepare(pixels, faces[0] if faces else None))
+                pictures.append(prepared(preprocessing, pixels, detector))
         if pictures:
             found = True
             yield {"images": preprocessing.normalized(stack(pictures)).contiguous().numpy()}
