@@ -43,8 +43,8 @@ from face_gender.train.loop import train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Capture = pytest.CaptureFixture[str]
-ALWAYS = ["confusion_matrix.png", "coverage.png", "figures.json", "mistakes.png", "mistakes_explained.png",
-          "predictions.csv", "reliability.png"]  # fmt: skip
+ALWAYS = ["confusion_matrix.png", "coverage.png", "figures.json", "mistakes.png",
+          "mistakes_explained.png", "predictions.csv", "reliability.png"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
