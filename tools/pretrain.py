@@ -44,7 +44,7 @@ FROZEN = ("conv1", "bn1", "layer1")
 SQUEEZED = {"celeba64": (131, 160)}  # width and height that give these their true shape
 BANDS = (0, 4, 13, 20, 30, 45, 60, 70)
 
-Picture = npt.NDArray[np.uint8]
+Picture = npt.NDArray[Any]  # uint8 (H, W, 3)
 
 
 def targets(table: pd.DataFrame, most: float = 0.7) -> npt.NDArray[np.float32]:
@@ -89,7 +89,7 @@ class Faces:
     def aligned(self, row: int, r: np.random.Generator | None = None) -> Picture:
         """Return the face, turned to the template; with ``r``, not quite."""
         picture = self.read(row)
-        points = self.points[row] * np.float64((picture.shape[1], picture.shape[0]))
+        points = self.points[row] * np.array([picture.shape[1], picture.shape[0]], np.float64)
         if not np.isfinite(points).all():
             return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         if r is None:
@@ -188,8 +188,8 @@ def photometric(picture: Picture, r: np.random.Generator) -> Picture:
         picture = cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
     elif r.random() < 0.2:
         picture = cv2.GaussianBlur(picture, (0, 0), r.uniform(0.4, 1.8))
-    values = picture.astype(np.float32)
-    luma = np.float32([0.299, 0.587, 0.114])
+    values: Picture = picture.astype(np.float32)
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
     if r.random() < 0.8:
         values *= math.exp(r.normal(0, 0.22))
         mean = values.mean()
@@ -208,7 +208,8 @@ def photometric(picture: Picture, r: np.random.Generator) -> Picture:
     picture = values.clip(0, 255).astype(np.uint8)
     if r.random() < 0.2:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(r.integers(18, 70))]
-        picture = cv2.imdecode(cv2.imencode(".jpg", picture, quality)[1], cv2.IMREAD_COLOR)
+        packed: Any = cv2.imdecode(cv2.imencode(".jpg", picture, quality)[1], cv2.IMREAD_COLOR)
+        picture = packed
     if r.random() < 0.18:
         tall, wide = r.integers(SIZE // 10, SIZE // 3, 2)
         top, left = r.integers(0, SIZE - tall), r.integers(0, SIZE - wide)
@@ -245,9 +246,9 @@ def train(faces: Faces, options: argparse.Namespace, model: nn.Module) -> nn.Mod
         {"params": [each for each in parameters if each.ndim == 1], "weight_decay": 0.0},
     ])  # fmt: skip
     state: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
-    partial, step = options.out.with_name(f"{options.out.name}.partial"), 0
-    if partial.exists():
-        kept = torch.load(partial, weights_only=True)
+    beside, step = options.out.with_name(f"{options.out.name}.partial"), 0
+    if beside.exists():
+        kept = torch.load(beside, weights_only=True)
         step = kept.pop("step")
         for name, each in kept.items():
             state[name].load_state_dict(each)
@@ -284,10 +285,8 @@ def train(faces: Faces, options: argparse.Namespace, model: nn.Module) -> nn.Mod
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update()
             if step % 200 == 0 or step == options.steps:
-                content = {name: each.state_dict() for name, each in state.items()}
-                write_atomically(
-                    partial, lambda file, c={**content, "step": step}: torch.save(c, file)
-                )
+                content: dict[str, Any] = {name: each.state_dict() for name, each in state.items()}
+                write_atomically(beside, partial(torch.save, {**content, "step": step}))
     result: nn.Module = average.module
     return result
 

@@ -190,7 +190,7 @@ def _write_html(path: Path, report: AuditReport, jobs: int, progress: bool) -> N
     names = sorted({*shown["path"], *related})
     with ThreadPoolExecutor(jobs) as pool:
         made = pool.map(lambda name: _thumbnail(name, report.source), names)
-        thumbnails = {}
+        thumbnails: dict[str, bytes] = {}
         with progress_bar(len(names), "page", shown=progress) as bar:
             for name, jpeg in zip(names, made, strict=True):
                 thumbnails |= {name: jpeg} if jpeg else {}

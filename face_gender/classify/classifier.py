@@ -165,7 +165,7 @@ class Classifier:
         return [
             View(
                 preprocessing.prepare(pixels, face),
-                tuple(side * scale for side in face.box),
+                _scaled(face.box, scale),
                 self._crop(array, face),
             )
             for face in chosen
@@ -245,6 +245,11 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
         "precision": str(classifier.dtype),
         "faces": _faces_of(classifier),
     }
+
+
+def _scaled(box: Box, scale: float) -> Box:
+    left, top, width, height = box
+    return left * scale, top * scale, width * scale, height * scale
 
 
 def _full_side(data: bytes, pixels: Tensor) -> int:

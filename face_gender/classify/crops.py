@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -32,7 +33,7 @@ def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Pa
         make_folder(own, "--crops")
         path = _free(own, f"{stem}_{number}")
         image = Image.fromarray(face.crop)
-        write_atomically(path, lambda file, image=image: image.save(file, "JPEG", quality=95))
+        write_atomically(path, partial(image.save, format="JPEG", quality=95))
         written.append(path)
     return written
 

@@ -93,12 +93,12 @@ def face_in(coordinates: npt.NDArray[np.float32], height: int, width: int) -> Fa
     """Return the face that (14,) fractions describe in a picture of that size, None for none."""
     if not np.isfinite(coordinates).all():
         return None
-    pairs: Any = coordinates.reshape(-1, 2) * np.float32((width, height))
+    pairs: Any = coordinates.reshape(-1, 2) * np.array([width, height], np.float32)
     (left, top), (wide, tall) = pairs[0].tolist(), pairs[1].tolist()
     return Face((left, top, wide, tall), pairs[2:], 1.0)
 
 
 def _as_fractions(face: Face, height: int, width: int) -> list[float]:
-    pairs = np.concatenate([np.float64(face.box).reshape(2, 2), face.landmarks])
+    pairs = np.concatenate([np.array(face.box).reshape(2, 2), face.landmarks])
     fractions: list[float] = (pairs / (width, height)).ravel().tolist()
     return fractions

@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         report = _evaluate(options, checkpoint, rows, columns)
     for path, reason in report.result.skipped:
         print_stderr(f"left out: {path}: {reason}")
-    drawn = _drawn(report, index.source)
+    drawn = _drawn(report, index.source, checkpoint)
     ignore_signals()  # what is left to do takes a moment
     # Before anything is printed: a pipe such as to `head` may be closed.
     _write(options.output, report, drawn)
