@@ -15,8 +15,9 @@ from face_gender.model.architectures import head_name
 
 # To stand wherever a map is shown.
 CAVEAT = (
-    "Orange parts spoke most for the label: hiding them lowers its confidence more than hiding "
-    "others. The map is coarse, and tells neither why they count nor whether the label is right."
+    "Orange parts spoke most for the prediction (hiding them lowers its confidence more than "
+    "hiding others); a map is coarse, and tells neither why they count nor whether the prediction "
+    "is right."
 )
 
 # Cells of a map's shorter side, at least. The last map of a net for small pictures has 3: hiding

@@ -436,7 +436,7 @@ def _own_bytes() -> bytes:
         "epoch": checkpoint.epoch,
         "metrics": checkpoint.metrics,
         "temperature": checkpoint.temperature,
-        "seen": checkpoint.seen,
+        "seen": checkpoint.seen_hashes,
         "versions": {"torch": "2"},
         "weights": checkpoint.weights,
     }
