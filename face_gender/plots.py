@@ -279,8 +279,8 @@ def explained_mistakes(
     chosen = (wrong if len(wrong) else result.confidence.argsort())[:most].tolist()
     loaded = {i: _try_load(str(result.paths[i]), source) for i in chosen}
     readable = {i: np.array(image) for i, image in loaded.items() if image is not None}
-    what = "The most confident mistakes" if len(wrong) else "The least confident predictions"
-    title = f"{what}, and where the net looked"
+    what = "most confident mistakes" if len(wrong) else "least confident predictions"
+    title = f"The {what}, and where the net looked"
     if not readable:
         return _gallery([None], [""], 1, title)
     preprocessing = checkpoint.preprocessing
@@ -360,8 +360,7 @@ def _gallery(
 
 
 def _sample(size: int, wanted: int, seed: int) -> list[int]:
-    chosen: list[int] = np.random.default_rng(seed).permutation(size)[:wanted].tolist()
-    return chosen
+    return [int(i) for i in np.random.default_rng(seed).permutation(size)[:wanted]]
 
 
 def _try_load(name: str, source: Source) -> Image.Image | None:
