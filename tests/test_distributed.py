@@ -133,6 +133,7 @@ def at_a_free_port() -> list[str]:
     return ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_started_again_and_training_goes_on(
     index: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_killed_process_is_started_again_and_training_goes_on(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_without_restarts_the_others_end_and_resume_goes_on(index: Path, tmp_path: Path) -> None:
     out = tmp_path / "broken_off"
     options = ["--standalone", "--nproc-per-node=2"]

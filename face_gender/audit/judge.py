@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from face_gender.audit.findings import Judged
 from face_gender.audit.inputs import AuditInput
 from face_gender.audit.stages import Arrays, Stages, key_of
 from face_gender.console import progress_bar
+from face_gender.data.landmarks import COLUMNS, COORDINATES, find_landmarks
 from face_gender.data.sources import Source
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.recipes import Recipe
@@ -51,6 +52,9 @@ class Judge:
         truth = table["label"].to_numpy(dtype=np.int64)
         measured = self._measured(names)
         hashes = measured["sha256"].tolist()
+        aligns = any(net.preprocessing.aligns for net in checkpoints)
+        if aligns and not all(name in table for name in COLUMNS):
+            return self._with_faces(names, hashes).judge(checkpoints, recipe)
         pairs = self._pairs(names, measured)
         groups = duplicates.group_copies(names, hashes, pairs, list(table.get("group", [])))
         embedded = [self._embedded(i, net, hashes) for i, net in enumerate(checkpoints)]
@@ -77,6 +81,19 @@ class Judge:
                 return pictures.measure_all(source, names, self.jobs, bar)
 
         return self.stages.get("pictures", key, make)
+
+    def _with_faces(self, names: Sequence[str], hashes: Sequence[str]) -> Judge:
+        """Return a judge whose pictures have landmarks, found once."""
+
+        def make() -> Arrays:
+            found = find_landmarks(self.given.source, names, self.progress)
+            faces = found["faces"].fillna(-1).to_numpy(np.int64)  # -1: cannot be read
+            return {"faces": faces, "coordinates": found[list(COORDINATES)].to_numpy(np.float32)}
+
+        found = self.stages.get("faces", key_of(*hashes), make)
+        columns = dict(zip(COORDINATES, found["coordinates"].T, strict=True))
+        table = self.given.table.assign(faces=found["faces"], **columns)
+        return replace(self, given=replace(self.given, table=table))
 
     def _pairs(self, names: Sequence[str], measured: Mapping[str, npt.NDArray]) -> duplicates.Pairs:
         """Compare one picture of each content; blank ones would all resemble each other."""
