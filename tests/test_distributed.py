@@ -92,7 +92,13 @@ def alone(index: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 # What several processes calculate
 
 
-@pytest.mark.parametrize(("processes", "nodes"), [(2, 1), (1, 2)], ids=["two", "two_agents"])
+@pytest.mark.parametrize(
+    ("processes", "nodes"),
+    [
+        pytest.param(2, 1, id="two"),
+        pytest.param(1, 2, id="two_agents", marks=pytest.mark.slow),
+    ],
+)
 def test_several_processes_see_each_picture_once_and_one_of_them_writes(
     processes: int, nodes: int, index: Path, alone: dict[str, Any], tmp_path: Path
 ) -> None:
