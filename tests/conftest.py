@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Nets and pictures as small as these are slower on several threads than on one, here and in the
+# processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import signal
 import zipfile
