@@ -264,34 +264,31 @@ class Crash(BaseException):
     """The end of a process, as far as its files are concerned."""
 
 
-def crashing(monkeypatch: pytest.MonkeyPatch, at: int, before: bool) -> None:
-    """End the run at one of its writes, just before or just after the file has its name."""
+def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """End the run just before one of its files has its name; so it ends just after the last one."""
     count = 0
 
     def write(path: Path, *arguments: Any) -> None:
         nonlocal count
         count += 1
-        if count == at and before:
-            raise Crash
-        write_atomically(path, *arguments)
         if count == at:
             raise Crash
+        write_atomically(path, *arguments)
 
     monkeypatch.setattr("face_gender.files.write_atomically", write)
     monkeypatch.setattr("face_gender.model.checkpoint.write_atomically", write)
     monkeypatch.setattr(run_folder, "write_atomically", write)
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_crash_at_any_write_loses_nothing(before: bool, index: Index, tmp_path: Path) -> None:
-    recipe = replace(QUICK, epochs=2)
+def test_a_crash_at_any_write_loses_nothing(index: Index, tmp_path: Path) -> None:
+    recipe = replace(QUICK, epochs=2, batch_size=16)
     run(recipe, index, tmp_path / "whole")
     at, crashes = 0, 0
     while crashes == at:
         at += 1
         out = tmp_path / f"{at}"
         with pytest.MonkeyPatch.context() as patch:
-            crashing(patch, at, before)
+            crashing(patch, at)
             try:
                 run(recipe, index, out)
             except Crash:
@@ -456,12 +453,12 @@ def children(arguments: list[str], last: Path, signs: list[signal.Signals]) -> I
             preexec_fn=heed_ctrl_c,
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as the test's own run has
         )
-        limit = time.monotonic() + 100
+        limit = time.monotonic() + 300
         while sign and child.poll() is None and time.monotonic() < limit:
             if last.exists() and last.read_bytes() != before:
                 child.send_signal(sign)
                 break
-        _, err = child.communicate(timeout=100)
+        _, err = child.communicate(timeout=300)
         yield sign, child.returncode, err.decode()
 
 
@@ -469,8 +466,8 @@ def children(arguments: list[str], last: Path, signs: list[signal.Signals]) -> I
 def test_training_killed_by_each_signal_and_resumed_gives_the_same_weights(
     index: Index, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    recipe = get_recipe("compact_cnn", epochs=8, batch_size=8)
-    arguments = command("--epochs", "8", "--resume", "--quiet")
+    recipe = get_recipe("compact_cnn", epochs=6, batch_size=8)
+    arguments = command("--epochs", "6", "--resume", "--quiet")
     last = tmp_path / "w" / "compact_cnn" / "last.pth"
     signs = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
     for sign, code, err in children(arguments, last, signs):
@@ -483,6 +480,6 @@ def test_training_killed_by_each_signal_and_resumed_gives_the_same_weights(
                 "from it."
             ]
     run(recipe, index, tmp_path / "whole")
-    whole = load_checkpoint(tmp_path / "whole" / "compact_cnn" / "epoch_7.pth")
-    resumed = load_checkpoint(tmp_path / "w" / "compact_cnn" / "epoch_7.pth")
+    whole = load_checkpoint(tmp_path / "whole" / "compact_cnn" / "epoch_5.pth")
+    resumed = load_checkpoint(tmp_path / "w" / "compact_cnn" / "epoch_5.pth")
     assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
