@@ -179,8 +179,8 @@ def test_an_index_that_leads_out_is_refused_wherever_it_is_read(
         file.write(f"{path},0,train,{'0' * 64}\n")
     for read in (
         lambda: read_index(index),
-        lambda: FaceDataset(index, "train", data),
-        lambda: next(train("compact_cnn", index, data, tmp_path / "out", progress=False)),
+        lambda: FaceDataset(index, "train", data=data),
+        lambda: next(train("compact_cnn", index, tmp_path / "out", data=data, progress=False)),
     ):
         with pytest.raises(InputError) as caught:
             read()
@@ -398,7 +398,7 @@ def test_training_leaves_out_what_became_a_pipe(tmp_path: Path, one_thread: None
     recipe = get_recipe("compact_cnn", epochs=1, batch_size=8)
     with pytest.warns(UserWarning, match="not a regular file"):
         reports = list(
-            train(recipe, data / "index.csv", data, tmp_path / "o", workers=0, progress=False)
+            train(recipe, data / "index.csv", tmp_path / "o", data=data, workers=0, progress=False)
         )
     assert len(reports) == 1
 
@@ -446,7 +446,7 @@ def test_weights_that_are_none(kind: str, work: Path, capsys: Capture) -> None:
     given = work.parent / "given.pth"
     NO_FILES[kind](given)
     assert run(process.main, pictures, "--weights", given) == 1
-    assert str(given) in one_sentence(capsys.readouterr().err, "face_gender.classify")
+    assert str(given) in one_sentence(capsys.readouterr().err, "process.py")
     assert run(export.main, given) == 1
     assert str(given) in one_sentence(capsys.readouterr().err, "face_gender.export")
     with pytest.raises(InputError) as caught:
@@ -484,7 +484,13 @@ def test_a_folder_without_permission_is_one_sentence(weights: Path) -> None:
         (root / "closed").chmod(0)
         shutil.copy(weights, root / "net.pth")
         script = (
-            "import os, sys, process, data_split\n"
+            "import os, sys\n"
+            "from functools import partial\n"
+            "from types import SimpleNamespace\n"
+            "from face_gender.classify import __main__ as classify\n"
+            "from face_gender.data import __main__ as data\n"
+            "process = SimpleNamespace(main=partial(classify.main, name='process.py'))\n"
+            "data_split = SimpleNamespace(main=partial(data.main, name='data_split.py'))\n"
             # Whoever has no rights may not be let into the libraries' folder later on.
             "data_split.main(['warm'])\n"
             "process.main(['warm', '--recursive', '--quiet', '--output', 'warm.json',\n"
@@ -528,9 +534,7 @@ def test_a_graph_that_is_a_pipe_is_none(work: Path, weights: Path, capsys: Captu
     os.mkfifo(path.with_suffix(".onnx"))
     options = ("--recursive", "--weights", path, "--engine", "openvino")
     assert run(process.main, pictures, *options) == 1
-    assert "net.onnx does not exist" in one_sentence(
-        capsys.readouterr().err, "face_gender.classify"
-    )
+    assert "net.onnx does not exist" in one_sentence(capsys.readouterr().err, "process.py")
 
 
 @pytest.mark.parametrize("value", ["", "{", "[" * 100_000, "\ud800"])
@@ -635,7 +639,7 @@ def test_a_malicious_checkpoint_is_refused_by_everything_that_reads_one(
             read(path)
         assert "never run" in sentence(caught)
     assert run(process.main, pictures, "--recursive", "--weights", path) == 1
-    assert "never run" in one_sentence(capsys.readouterr().err, "face_gender.classify")
+    assert "never run" in one_sentence(capsys.readouterr().err, "process.py")
     assert run(export.main, path) == 1
     assert "never run" in one_sentence(capsys.readouterr().err, "face_gender.export")
     assert not target.exists()
@@ -805,7 +809,7 @@ def test_wrong_weights_end_the_command_in_a_sentence(
     torch.save({**content_of(weights), **change}, work.parent / "wrong.pth")
     pictures = make_faces(work.parent / "pictures", 1, 1)
     assert run(process.main, pictures, "--recursive", "--weights", work.parent / "wrong.pth") == 1
-    assert words in one_sentence(capsys.readouterr().err, "face_gender.classify")
+    assert words in one_sentence(capsys.readouterr().err, "process.py")
     assert list(work.iterdir()) == []
 
 
@@ -817,8 +821,8 @@ def test_a_size_that_the_net_cannot_take_is_one_sentence(work: Path, capsys: Cap
     checkpoint(recipe=recipe, preprocessing=recipe.preprocessing, weights=net).save(path)
     pictures = make_faces(work.parent / "pictures", 1, 1)
     assert run(process.main, pictures, "--recursive", "--quiet", "--weights", path) == 1
-    found = one_sentence(capsys.readouterr().err, "face_gender.classify")
-    assert "cannot answer pictures of 4 x 4 pixels" in found
+    found = one_sentence(capsys.readouterr().err, "process.py")
+    assert "cannot run on pictures of 4 x 4 pixels" in found
 
 
 def test_a_file_of_optimiser_state_and_parameters_still_opens(

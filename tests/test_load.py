@@ -33,9 +33,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_a_folder_and_its_zip(net: Classifier, folder: Path, capsys) -> None:
+def test_a_folder_and_its_zip(net: Classifier, folder: Path) -> None:
     table = net.classify(folder)
-    assert "3/3" in capsys.readouterr().err
     assert list(table) == ["name", "label", "confidence", "male", "female", "error"]
     assert list(table["name"]) == ["a.png", "b.png", "c.jpg"]
     assert list(table["label"]) == ["male", "female", None]
@@ -47,7 +46,6 @@ def test_a_folder_and_its_zip(net: Classifier, folder: Path, capsys) -> None:
     assert all(table[name].dtype == float for name in ("confidence", "male", "female"))
     archive = make_zip(folder, folder.parent / "in.zip")
     pd.testing.assert_frame_equal(net.classify(str(archive), progress=False), table)
-    assert capsys.readouterr().err == ""
 
 
 def test_subfolders_and_the_threshold(net: Classifier, folder: Path) -> None:

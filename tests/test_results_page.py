@@ -154,13 +154,13 @@ def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(tmp_path: Pat
     assert data["photo"].keys() == {str(whole)}
     assert pictures[data["photo"][str(whole)]].size == (400, 300)
     assert data["size"][str(whole)] == [800, 600]
-    assert data["faces"] == {"0": 1, "1": 2}
+    assert data["faces"] == {str(whole): 2}
 
 
 def test_the_most_doubtful_are_explained(folder: Path) -> None:
     recipe = get_recipe("compact_cnn")
-    checkpoint = Checkpoint(recipe, CLASSES, recipe.preprocessing, {})
     model = build_model("compact_cnn").eval().requires_grad_(False)
+    checkpoint = Checkpoint(recipe, CLASSES, recipe.preprocessing, model.state_dict())
     classifier = Classifier(checkpoint, model, torch.device("cpu"), torch.float32)
     found = [predicted("gone.jpg", "male", 0.5), *twenty()]
     drawn = explain_doubtful(classifier, open_source(folder), found[::-1], most=4)
