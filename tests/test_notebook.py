@@ -34,7 +34,7 @@ def test_it_defines_nothing_and_is_committed_without_outputs(cells: list[dict]) 
 
 def test_parameters_stand_in_the_first_code_cell(cells: list[dict]) -> None:
     first = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    assert 'DATA = Path("samples")' in first
+    assert 'DATA = "samples"' in first
     assert 'RECIPE = "' in first
 
 

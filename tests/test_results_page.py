@@ -247,7 +247,7 @@ def test_filters_move_the_counts(show: Callable[..., Page], folder: Path, tmp_pa
     assert shown(tab) == [each.name for each in twenty() if 0.7 <= each.confidence < 0.76]
     tab.locator("#name").fill("M_")
     assert [name[0] for name in shown(tab)] == ["m"] * len(shown(tab)) != []
-    tab.wait_for_function("location.hash.includes('name=M_')")
+    tab.wait_for_url("**name=M_**")
     tab.reload()  # keeps the filters
     assert tab.locator("#name").input_value() == "M_"
     slide(tab, "from", 50)

@@ -108,8 +108,10 @@ def test_a_damaged_line_costs_its_picture_alone(tmp_path: Path) -> None:
     row = json.loads(lines[1])
     damages = [b"\0" * 40, b"\xff\xfe", b"[]", b"7", b"null", b"{}", b"", b"[" * 100_000]
     for change in (
-        {"name": ["0.jpg"]}, {"name": None}, {"stamp": 1}, {"stamp": [9, 9]}, {"scores": 5},
-        {"scores": [0.5]}, {"scores": [0.5, float("nan")]}, {"scores": [0.5, "x"]},
+        {"name": ["0.jpg"]}, {"name": None}, {"stamp": 1}, {"stamp": [9, 9]}, {"faces": 5},
+        {"faces": []}, {"faces": [[[0.5], None]]}, {"faces": [[[0.5, float("nan")], None]]},
+        {"faces": [[[0.5, "x"], None]]}, {"faces": [[[0.5, 0.5], [1, 2, 3]]]},
+        {"faces": [[[0.5, 0.5], [1, 2, 3, "x"]]]},
     ):  # fmt: skip
         damages.append(json.dumps({**row, **change}).encode())
     for damage in damages:

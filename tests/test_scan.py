@@ -368,7 +368,9 @@ def test_killed_workers_cost_nothing_but_time(mixed: Path, monkeypatch: pytest.M
     in_processes(monkeypatch)
     parent, real = os.getpid(), hashing.decode_image
     monkeypatch.setattr(
-        hashing, "decode_image", lambda d, n: real(d, n) if os.getpid() == parent else die()
+        hashing,
+        "decode_image",
+        lambda *of, **how: real(*of, **how) if os.getpid() == parent else die(),
     )
     assert check(mixed) == expected
 

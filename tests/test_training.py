@@ -195,14 +195,13 @@ def test_nothing_the_caller_does_between_epochs_changes_a_number(
     assert numbers(disturbed) == numbers(undisturbed)
 
 
-def test_progress_is_shown_by_two_bars_and_a_line(
+def test_progress_is_said_or_not(
     index: Index, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(ONE_EPOCH, index, tmp_path, progress=True, mixed=False)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "compact_cnn: on cpu in float32, batches of 16" in captured.err
-    assert "epoch 0" in captured.err
     run(ONE_EPOCH, index, tmp_path)
     assert capsys.readouterr().err == ""
 
