@@ -62,7 +62,7 @@ def test_where_weights_are_looked_for(tmp_path: Path) -> None:
     # As pip installs it: nothing of a checkout around the package.
     code = "from face_gender.model.weights import default_weights; print(*default_weights())"
     (tmp_path / "face_gender").mkdir()
-    for name in ("__init__.py", "errors.py", "classify/__init__.py", "classify/weights.py"):
+    for name in ("__init__.py", "errors.py", "model/__init__.py", "model/weights.py"):
         (tmp_path / "face_gender" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "face_gender" / name).write_bytes((ROOT / "face_gender" / name).read_bytes())
     done = subprocess.run(
