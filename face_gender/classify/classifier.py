@@ -307,7 +307,7 @@ def classify(
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GeneratorExit):  # also where it is raised outside and this is closed
         wait = False  # a batch may take long
         raise
     finally:
