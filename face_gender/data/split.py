@@ -141,6 +141,3 @@ def check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     if abs(total - 100) > 1e-6 and abs(total - 1) > 1e-6:
         raise InputError(f"ratios must add up to 100, not to {total:g}: for example 70 15 15.")
     return tuple(ratios)
-
-
-_check_ratios = check_ratios  # until data/index.py takes the public name

@@ -260,6 +260,3 @@ def _plain(word: str) -> str:
 
 def _key(column: str) -> str:
     return re.sub(r"[\s_.-]+", "", _plain(column))
-
-
-_text = text_column  # until data/index.py takes the public name
