@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -37,8 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the command")
     options = parser.parse_args(arguments)
     name = f"face-gender {options.command}"
-    if options.command in _END_AT_ONCE:
-        exit_on_signal(f"{name}: interrupted, nothing was written.")
     room, _ = COMMANDS[options.command]
     code: int = import_module(f"face_gender.{room}.__main__").main(options.arguments, name=name)
     return code
@@ -46,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def script() -> None:
     """Run `main` as a program: the entry point that pip installs."""
+    if (name := "".join(sys.argv[1:2])) in _END_AT_ONCE:
+        exit_on_signal(f"face-gender {name}: interrupted, nothing was written.")
     exit_with(main())
 
 

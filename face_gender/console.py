@@ -62,19 +62,6 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as job schedulers and `kill` send it, where a Ctrl-C raises KeyboardInterrupt."""
 
 
-def raise_on_sigterm() -> None:
-    """Let SIGTERM raise Terminated in this process, whatever a library has made of it."""
-    owner = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked worker has nothing to keep
-            os._exit(128 + number)
-        raise Terminated
-
-    with suppress(ValueError):  # outside the main thread
-        signal.signal(signal.SIGTERM, end)
-
-
 def exit_on_signal(sentence: str) -> None:
     """Let both signals end this process with a sentence: for as long as nothing is to be kept.
 

@@ -498,8 +498,18 @@ def test_ctrl_c_writes_nothing_and_says_so(
 def test_ctrl_c_in_the_middle_ends_the_command_at_once(place: Path) -> None:
     table = read_index(place / "data" / "index.csv")
     write_index(pd.concat([table] * 400), place / "data" / "index.csv")
+    program = (  # which says when its first batch is with the net
+        "import runpy, sys\n"
+        "from face_gender.evaluate import predict\n"
+        "real = predict.forward\n"
+        "def forward(*given, **named):\n"
+        "    print('begun', file=sys.stderr, flush=True)\n"
+        "    return real(*given, **named)\n"
+        "predict.forward = forward\n"
+        "runpy.run_module('face_gender.evaluate', run_name='__main__', alter_sys=True)\n"
+    )
     running = subprocess.Popen(
-        [sys.executable, "-m", "face_gender.evaluate", str(place / "best.pth"),
+        [sys.executable, "-c", program, str(place / "best.pth"),
          str(place / "data" / "index.csv"), "--split", "all", "--allow-seen",
          "--output", str(place / "out"), "--device", "cpu"],
         cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heed_ctrl_c,
@@ -507,7 +517,7 @@ def test_ctrl_c_in_the_middle_ends_the_command_at_once(place: Path) -> None:
     try:
         assert running.stderr is not None
         said, deadline = b"", time.monotonic() + 100
-        while b"img/s" not in said and time.monotonic() < deadline:
+        while b"begun" not in said and time.monotonic() < deadline:
             said += running.stderr.read1(1000) or b""  # type: ignore[attr-defined]
             assert running.poll() is None, said
         running.send_signal(signal.SIGINT)

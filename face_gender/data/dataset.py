@@ -229,8 +229,10 @@ class EpochSampler(Sampler[list[int]]):
             order = np.random.default_rng([self.seed % 2**64, self.epoch]).permutation(order)
         if self.excluded:
             order = order[~np.isin(order, list(self.excluded))]
-        starts = [batch * self.batch_size for batch in range(len(self))]
-        for whole in np.split(order, starts[1:]):
+        for batch in range(len(self)):
+            start = batch * self.batch_size
+            is_last = batch == len(self) - 1
+            whole = order[start:] if is_last else order[start : start + self.batch_size]
             first, end = (len(whole) * (self.rank + i) // self.world_size for i in (0, 1))
             yield whole[first:end].tolist()
 
