@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
 from benchmarks.decoding import UsualDataset, bare_decoding, float_pipeline
-from face_gender.data.dataset import Batch, FaceLoader
+from face_gender.data.dataset import Batch, FaceLoader, Failure
 from face_gender.data.index import Index
 from face_gender.data.sources import FolderSource
 from face_gender.devices import in_bits
@@ -68,7 +68,7 @@ class InMemory:
         positions = torch.arange(len(images))
         self.batch = Batch(images, positions % 2, positions, [])
 
-    def leave_out(self, failures: list[tuple[int, str]]) -> None:
+    def leave_out(self, failures: Sequence[Failure]) -> None:
         """Leave nothing out."""
 
     def __iter__(self) -> Iterator[Batch]:

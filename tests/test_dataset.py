@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -34,7 +35,7 @@ from face_gender.data.dataset import (
 from face_gender.data.images import UnreadableImage, load_pixels
 from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
-from face_gender.data.sources import FolderSource, open_source
+from face_gender.data.sources import DriveGoneError, FolderSource, ReadError, open_source
 from face_gender.errors import InputError
 
 PLAIN = Preprocessing(12, 10, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -218,19 +219,62 @@ def test_a_bad_file_is_reported_and_no_neighbour_stands_in(index: Index, workers
     loader = make_loader(dataset, 2, workers=workers)
     found = batches(loader)
     assert found[0].images.shape == (0, 3, 12, 10) and len(found[0].labels) == 0
-    failures = dict(failure for batch in found for failure in batch.failures)
+    failures = {each.position: each for batch in found for each in batch.failures}
     assert sorted(failures) == bad
-    assert all("not an image" in reason for reason in failures.values())
+    assert all("not an image" in each.reason and each.lasting for each in failures.values())
     assert positions_of(found) == [i for i in range(len(dataset)) if i not in bad]
     for batch in found:
         images = to_input(batch, PLAIN.eval_transform())
         for image, position in zip(images, batch.positions.tolist(), strict=True):
             assert torch.equal(image, dataset[position][0])
     with pytest.warns(UserWarning, match="is left out: not an image"):
-        loader.leave_out(list(failures.items()))
+        loader.leave_out(list(failures.values()))
     assert loader.batch_sampler.pictures == len(dataset) - 4
     assert len(loader) == len(batches(loader)) == 12
     assert set(bad).isdisjoint(positions_of(batches(loader)))
+
+
+class Unplugged:
+    """A source whose drive fails for some names; picklable, for workers."""
+
+    def __init__(self, source: FolderSource, gone: set[str], error: Exception) -> None:
+        self.source, self.gone, self.error = source, gone, error
+
+    def read(self, name: str) -> bytes:
+        if name in self.gone:
+            raise self.error
+        return self.source.read(name)
+
+
+def unplugged(index: Index, error: Exception) -> tuple[FaceDataset, Unplugged]:
+    dataset = FaceDataset(index, "train", PLAIN.eval_transform())
+    assert isinstance(dataset.source, FolderSource)
+    source = Unplugged(dataset.source, {str(dataset.paths[3])}, error)
+    dataset.source = source  # type: ignore[assignment]
+    return dataset, source
+
+
+def test_a_picture_that_the_drive_did_not_give_takes_part_in_the_next_epoch(
+    index: Index,
+) -> None:
+    dataset, source = unplugged(index, ReadError(errno.EIO, "Input/output error"))
+    loader = make_loader(dataset, 4)
+    found = batches(loader)
+    [failure] = [each for batch in found for each in batch.failures]
+    assert failure == (3, "cannot be read (Input/output error)", False)
+    with pytest.warns(UserWarning, match="was missing in this epoch"):
+        loader.leave_out([failure])
+    source.gone.clear()
+    assert positions_of(batches(loader)) == list(range(len(dataset)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_drive_that_is_gone_ends_the_epoch_with_its_sentence(index: Index, workers: int) -> None:
+    error = DriveGoneError("/mnt/x cannot be read any more (EIO, 10 files in a row)")
+    dataset, _ = unplugged(index, error)
+    with pytest.raises(DriveGoneError) as caught:
+        batches(make_loader(dataset, 4, workers=workers))
+    assert str(caught.value) == str(error)
 
 
 def test_spawned_workers_read_an_archive_as_the_parent_would(

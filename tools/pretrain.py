@@ -2,9 +2,11 @@
 
 INDEX is what `tools.sources` writes: besides the columns of an index, ``source``, ``age`` in years,
 ``teacher``, the probability of female, and ``known``, "no" where the label is the teacher's.
-Landmarks are found where the index has none. Training is done by steps; every 200 of them are kept
-in OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with
-the temperature of the validation split.
+``--teachers``: what `tools.teachers` wrote; its probabilities stand for those of the index, and the
+net also learns to tell a teacher's numbers by a layer of its own, which is not kept. Landmarks are
+found where the index has none. Training is done by steps; every 200 of them are kept in
+OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with the
+temperature of the validation split.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from face_gender.files import write_atomically
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint, hash64, start_from
 from face_gender.model.recipes import get_recipe
+from face_gender.model.resnet import ResNet
 
 RECIPE = get_recipe("resnet18_tuned")
 SIZE = RECIPE.preprocessing.height
@@ -48,13 +51,59 @@ BANDS = (0, 4, 13, 20, 30, 45, 60, 70)
 Picture = npt.NDArray[Any]  # uint8 (H, W, 3)
 
 
-def targets(table: pd.DataFrame, most: float = 0.7) -> npt.NDArray[np.float32]:
+class Student(nn.Module):
+    """A ResNet with a second head, which tells a teacher's numbers from the same features."""
+
+    def __init__(self, net: ResNet, numbers: int) -> None:
+        super().__init__()
+        self.net = net
+        self.head = nn.Linear(net.fc.in_features, numbers)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs (n, classes) and numbers (n, numbers) for images (n, 3, H, W)."""
+        features = self.net.features(images)
+        return self.net.fc(features), self.head(features)
+
+
+class Numbers:
+    """A teacher's numbers of each row, of mean 0 and variance 1; NaN where it said none."""
+
+    def __init__(self, path: Path | None, table: pd.DataFrame) -> None:
+        self.female = pd.to_numeric(table["teacher"]).to_numpy(np.float64)
+        self.values = np.zeros((len(table), 0), np.float32)
+        if path is None:
+            return
+        with np.load(path) as said:
+            place = pd.Series(np.arange(len(said["path"])), said["path"]).reindex(table["path"])
+            is_there = place.notna().to_numpy()
+            rows = place[is_there].to_numpy(int)
+            self.values = np.full((len(table), said["features"].shape[1]), np.nan, np.float32)
+            self.values[is_there] = said["features"][rows]
+            self.female[is_there] = np.where(
+                np.isfinite(said["female"][rows]), said["female"][rows], self.female[is_there]
+            )
+        self.values -= np.nanmean(self.values, axis=0)
+        self.values /= np.nanstd(self.values, axis=0) + 1e-3
+
+    def loss(self, told: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Return 1 - the mean cosine between what is told, (n, numbers), and the teacher's."""
+        wanted = torch.from_numpy(self.values[rows])
+        is_there = wanted.isfinite().all(1)
+        if not self.values.shape[1] or not is_there.any():
+            return torch.zeros(())
+        distance: Tensor = 1 - functional.cosine_similarity(told[is_there], wanted[is_there])
+        return distance.mean()
+
+
+def targets(
+    table: pd.DataFrame, teacher: npt.NDArray[np.float64], most: float = 0.7
+) -> npt.NDArray[np.float32]:
     """Return the probability of female to learn, (n,): of the label and the teacher.
 
     The teacher counts ``most``, on children and people over 65 0.15; where it contradicts a label
     of the ages between with certainty, it stands alone.
     """
-    label, teacher = table["label"].to_numpy(float), pd.to_numeric(table["teacher"]).to_numpy(float)
+    label = table["label"].to_numpy(float)
     age = pd.to_numeric(table["age"], errors="coerce").to_numpy(float)
     share = np.where((age < 13) | (age > 65), 0.15, most)
     share[(table["known"] == "no") | ((np.abs(teacher - label) > 0.95) & (share == most))] = 1
@@ -78,18 +127,21 @@ class Faces:
         self.table, self.source, self.seed = index.table, index.source, seed
         self.paths = self.table["path"].to_numpy(str)
         self.sources = self.table["source"].to_numpy(str)
-        self.points = coordinates_of(self.table)[:, 4:].reshape(-1, 5, 2)
+        self.boxes, points = np.split(coordinates_of(self.table), [4], axis=1)
+        self.points = points.reshape(-1, 5, 2)
         self.template = template((SIZE, SIZE), RECIPE.preprocessing.margin)
 
-    def read(self, row: int) -> Picture:
-        """Return a picture, uint8 (H, W, 3), in its true shape."""
+    def read(self, row: int, r: np.random.Generator | None = None) -> Picture:
+        """Return a picture, uint8 (H, W, 3), in its true shape; with ``r``, half of them as is."""
         image = load_image(self.paths[row], self.source)
         size = SQUEEZED.get(self.sources[row])
+        if r is not None and r.random() < 0.5:
+            size = None
         return np.asarray(image.resize(size) if size else image)
 
     def aligned(self, row: int, r: np.random.Generator | None = None) -> Picture:
         """Return the face, turned to the template; with ``r``, not quite."""
-        picture = self.read(row)
+        picture = self.read(row, r)
         points = self.points[row] * np.array([picture.shape[1], picture.shape[0]], np.float64)
         if not np.isfinite(points).all():
             return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
@@ -101,7 +153,7 @@ class Faces:
 
     def whole(self, row: int, r: np.random.Generator) -> Picture:
         """Return the frame, as where no face is found; in half of all cases another frame."""
-        picture = self.read(row)
+        picture = self.read(row, r)
         if r.random() < 0.5:
             return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         height, width = picture.shape[:2]
@@ -134,8 +186,8 @@ def as_input(pictures: npt.NDArray[np.uint8]) -> Tensor:
     return RECIPE.preprocessing.normalized(torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2))
 
 
-def warp(picture: Picture, matrix: npt.NDArray[np.float64]) -> Picture:
-    """Return the part that a (3, 3) map brings to (SIZE, SIZE), antialiased."""
+def warp(picture: Picture, matrix: npt.NDArray[np.float64], side: int = SIZE) -> Picture:
+    """Return the part that a (3, 3) map brings to (side, side), antialiased."""
     factor = 1 / math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     if factor > 1:
         height, width = picture.shape[:2]
@@ -144,7 +196,7 @@ def warp(picture: Picture, matrix: npt.NDArray[np.float64]) -> Picture:
         matrix = matrix @ np.diag([width / size[0], height / size[1], 1.0])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     matrix = np.linalg.inv(half) @ matrix @ half  # OpenCV counts from a pixel's centre
-    return cv2.warpAffine(picture, matrix[:2], (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(picture, matrix[:2], (side, side), borderMode=cv2.BORDER_REPLICATE)
 
 
 def jitter(r: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -229,13 +281,13 @@ def validated(model: nn.Module, faces: Faces, rows: npt.NDArray[np.int64]) -> tu
     return logs, faces.table["label"].to_numpy(np.int64)[rows]
 
 
-def train(faces: Faces, options: argparse.Namespace, model: nn.Module) -> nn.Module:
+def train(faces: Faces, options: argparse.Namespace, model: Student, numbers: Numbers) -> nn.Module:
     """Train by steps, going on where OUT.partial says, and return the averaged net."""
-    wanted = targets(faces.table)
+    wanted = targets(faces.table, numbers.female)
     rows = np.flatnonzero((faces.table["split"] == "train") & np.isfinite(wanted))
     frequency = weights_of(faces.table.iloc[rows], wanted[rows])
     for name in FROZEN:
-        model.get_submodule(name).requires_grad_(False)
+        model.net.get_submodule(name).requires_grad_(False)
     average = AveragedModel(
         model,
         avg_fn=lambda mean, new, n: mean.lerp(new, 1 - min(0.998, (n + 1) / (n + 10))),
@@ -274,22 +326,27 @@ def train(faces: Faces, options: argparse.Namespace, model: nn.Module) -> nn.Mod
                 group["lr"] = options.learning_rate * rise * (fall + 1e-3)
             model.train()
             for name in FROZEN:
-                model.get_submodule(name).eval()
+                model.net.get_submodule(name).eval()
             female = torch.from_numpy(wanted[chosen])
-            loss = functional.cross_entropy(model(images), torch.stack([1 - female, female], 1))
+            outputs, told = model(images)
+            loss = functional.cross_entropy(outputs, torch.stack([1 - female, female], 1))
+            loss = loss + options.numbers * (distance := numbers.loss(told, chosen))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 2.0)
             optimizer.step()
             average.update_parameters(model)
             step += 1
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            bar.set_postfix(
+                loss=f"{loss.item():.3f}", numbers=f"{distance.item():.3f}", refresh=False
+            )
             bar.update()
             if step % 200 == 0 or step == options.steps:
                 content: dict[str, Any] = {name: each.state_dict() for name, each in state.items()}
                 write_atomically(beside, partial(torch.save, {**content, "step": step}))
-    result: nn.Module = average.module
-    return result
+    student = average.module
+    assert isinstance(student, Student)
+    return student.net
 
 
 def main() -> int:
@@ -299,6 +356,8 @@ def main() -> int:
     add("index", type=Path)
     add("out", type=Path)
     add("--init", default="model_weights/shipped.pth", help="a .pth to start from")
+    add("--teachers", type=Path, help="what tools.teachers wrote")
+    add("--numbers", type=float, default=0.5, help="weight of the teacher's numbers in the loss")
     add("--steps", type=int, default=1200)
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=6e-4)
@@ -309,8 +368,10 @@ def main() -> int:
         torch.manual_seed(options.seed)
         model = build_model(RECIPE.arch, len(CLASSES)).to(memory_format=torch.channels_last)
         seen = start_from(model, options.init, RECIPE.arch)
-        faces = Faces(index, options.seed)
-        best = train(faces, options, model)
+        faces, numbers = Faces(index, options.seed), Numbers(options.teachers, index.table)
+        assert isinstance(model, ResNet)
+        student = Student(model, numbers.values.shape[1])
+        best = train(faces, options, student, numbers)
         own = index.table
         rows = np.flatnonzero((own["split"] == "val") & (own["known"] == "yes"))
         logs, labels = validated(best, faces, rows)

@@ -53,7 +53,8 @@ def rows_of(data: Path, source: str) -> pd.DataFrame:
     rows = rows.merge(table[columns], on="path", how="left").reindex(
         columns=[*rows, "group", "age", "teacher_male"]
     )
-    rows["group"] = (source + ":" + rows["group"]).fillna(rows["sha256"])
+    groups = rows["group"].map(lambda group: f"{source}:{group}", na_action="ignore")
+    rows["group"] = groups.astype(object).fillna(rows["sha256"])
     if source == "utkface":  # named age_gender_race_date
         rows["age"] = rows["path"].str.split("/").str[-1].str.split("_").str[0]
     rows["age"] = pd.to_numeric(rows["age"], errors="coerce")

@@ -61,8 +61,10 @@ class ReadError(OSError):
 class DriveGoneError(InputError):
     """Many files in a row could not be read, whichever they were; ``args[0]`` says of what."""
 
+    CURE = ": connect it, and the same command with --resume goes on."
+
     def __str__(self) -> str:
-        return f"{super().__str__()}: connect it, and the same command with --resume goes on."
+        return super().__str__().removesuffix(self.CURE) + self.CURE
 
 
 class BaseSource:

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from face_gender.data.augmentation import sample_uniforms
-from face_gender.data.images import UnreadableImage, load_image, load_pixels
+from face_gender.data.images import UnreadableImage, UnreadFile, load_image, load_pixels
 from face_gender.data.index import Index
 from face_gender.data.landmarks import coordinates_of, face_in
 from face_gender.data.preprocessing import FaceTransform
+from face_gender.data.sources import DriveGoneError
 from face_gender.errors import InputError, excerpt, printable
 from face_gender.faces.detector import Face
 from face_gender.files import cpu_count
@@ -99,18 +100,25 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         return self.transform(image) if self.transform else image
 
 
+class Failure(NamedTuple):
+    """A picture that is missing in a batch; one that is ``lasting`` will not be there later."""
+
+    position: int
+    reason: str
+    lasting: bool = True
+
+
 class Batch(NamedTuple):
     """A loader's batch: the pictures that could be read, and the reasons for the others.
 
     ``images`` (n, 3, H, W) uint8, resized, in the CPU's memory: `to_input` makes a net's input of
-    them; ``labels`` and ``positions`` (n,) int64; ``failures``: (position, reason) of files that
-    could not be read.
+    them; ``labels`` and ``positions`` (n,) int64.
     """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
-    failures: list[tuple[int, str]]
+    failures: list[Failure]
 
 
 def to_input(
@@ -135,12 +143,12 @@ def to_input(
 
 
 class Sample(NamedTuple):
-    """One row as a batch is made of it: ``pixels`` uint8 (3, H, W), None for a ``reason``."""
+    """One row as a batch is made of it: ``pixels`` uint8 (3, H, W), None for a ``failure``."""
 
     position: int
     label: int
     pixels: Tensor | None
-    reason: str = ""
+    failure: Failure | None = None
 
 
 class PixelDataset(Dataset[Sample]):
@@ -163,7 +171,8 @@ class PixelDataset(Dataset[Sample]):
             name, preprocessing = str(self.paths[position]), self.transform.preprocessing
             pixels = load_pixels(name, self.faces.source, preprocessing.at_least)
         except UnreadableImage as error:
-            return Sample(position, label, None, error.reason)
+            lasting = not isinstance(error, UnreadFile)
+            return Sample(position, label, None, Failure(position, error.reason, lasting))
         face = self.faces.face(position, *pixels.shape[1:])
         return Sample(position, label, preprocessing.prepare(pixels, face))
 
@@ -244,9 +253,19 @@ class FaceLoader(DataLoader[Any]):
     batch_sampler: EpochSampler
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yield the batches of an epoch. Raises InputError where a worker has no memory left."""
+        """Yield the batches of an epoch.
+
+        Raises InputError where a worker has no memory left, DriveGoneError where many files in a
+        row could not be read.
+        """
         try:
             yield from super().__iter__()
+        except DriveGoneError as error:
+            if not self.num_workers:
+                raise
+            # torch puts the traceback of the worker before the sentence, and the type between.
+            last = str(error.args[0]).splitlines()[-1]
+            raise DriveGoneError(last.partition("DriveGoneError: ")[2]) from error
         except (RuntimeError, OSError) as error:
             words = (
                 "DataLoader worker (pid",
@@ -262,13 +281,15 @@ class FaceLoader(DataLoader[Any]):
                 "--shm-size."
             ) from error
 
-    def leave_out(self, failures: list[tuple[int, str]]) -> None:
-        """Leave files that could not be read out of the epochs to come; warn of each."""
-        for position, reason in failures:
-            self.batch_sampler.excluded.add(position)
+    def leave_out(self, failures: Sequence[Failure]) -> None:
+        """Warn of each picture that was missing; leave lasting ones out of the epochs to come."""
+        for position, reason, lasting in failures:
+            if lasting:
+                self.batch_sampler.excluded.add(position)
             if self.batch_sampler.rank == 0:
+                what = "is left out" if lasting else "was missing in this epoch"
                 warnings.warn(
-                    printable(f"{self.dataset.paths[position]} is left out: {reason}"),
+                    printable(f"{self.dataset.paths[position]} {what}: {reason}"),
                     UnreadablePictureWarning,
                     stacklevel=2,
                 )
@@ -326,7 +347,7 @@ def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:
         memory.permute(0, 3, 1, 2),
         torch.tensor([each.label for each in good], dtype=torch.int64),
         torch.tensor([each.position for each in good], dtype=torch.int64),
-        [(each.position, each.reason) for each in samples if each.pixels is None],
+        [each.failure for each in samples if each.failure is not None],
     )
 
 

@@ -93,6 +93,10 @@ class UnreadableImage(Exception):  # noqa: N818 - a name from the design, it say
         return printable(f"{self.path}: {self.reason}")
 
 
+class UnreadFile(UnreadableImage):
+    """A file whose bytes could not be read; they may be a picture another time."""
+
+
 def load_image(
     path: str | os.PathLike[str], source: Reader | None = None, at_least: int | None = None
 ) -> Image.Image:
@@ -122,11 +126,11 @@ def load_pixels(
 
 
 def read_bytes(name: str, source: Reader | None) -> bytes:
-    """Return the bytes of a file, or of ``source``'s. Raises UnreadableImage."""
+    """Return the bytes of a file, or of ``source``'s. Raises UnreadFile."""
     try:
         return source.read(name) if source is not None else read_file(Path(name))
     except OSError as error:
-        raise UnreadableImage(name, f"cannot be read ({error.strerror or error})") from error
+        raise UnreadFile(name, f"cannot be read ({error.strerror or error})") from error
 
 
 def decode_pixels(data: bytes, name: str, at_least: int | None = None) -> Tensor:

@@ -241,8 +241,9 @@ def _find_source(index: Path, table: pd.DataFrame) -> Source:
     """Return the folder or the archive that an index lies in or beside, by its first pictures."""
     folder = index.absolute().parent
     names = table["path"].tolist()[:SEARCHED]
-    if any(os.path.isfile(folder / name) for name in names):
-        return FolderSource(folder)
+    beside = FolderSource(folder)
+    if any(beside.find(name) for name in names):
+        return beside
     for archive in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip"):
         with suppress(InputError):
             source = ArchiveSource(archive)

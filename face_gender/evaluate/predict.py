@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from face_gender import CLASSES
 from face_gender.console import progress_bar
-from face_gender.data.dataset import FaceDataset, FaceLoader, make_loader, to_input
+from face_gender.data.dataset import FaceDataset, FaceLoader, Failure, make_loader, to_input
 from face_gender.data.index import Index
 from face_gender.devices import forward, halving_on_oom, pick_device
 from face_gender.errors import InputError
@@ -143,7 +143,7 @@ def predict(
 
     found: list[list[Tensor]] = [[] for _ in changes]
     positions: list[Tensor] = []
-    failures: list[tuple[int, str]] = []
+    failures: list[Failure] = []
     with progress_bar(sampler.pictures, "evaluate", shown=progress) as bar:
         for batch in loader:
             failures += batch.failures
@@ -158,7 +158,7 @@ def predict(
     failures = sorted(each for part in gather(failures) for each in part)
     loader.leave_out(failures)
     read, every = _in_order(gather, positions, found)
-    skipped = tuple((str(dataset.paths[i]), reason) for i, reason in failures)
+    skipped = tuple((str(dataset.paths[i]), reason) for i, reason, _ in failures)
     paths, labels = dataset.paths[read], dataset.labels[read]
     return [
         Evaluation(classes, paths, labels, rows, cross_entropy(rows, labels), skipped)

@@ -70,11 +70,15 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.bn1(self.conv1(images)).relu_())
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the last layer takes, (N, 512) or (N, 2048), of images (N, 3, H, W)."""
+        x: Tensor = self.maxpool(self.bn1(self.conv1(images)).relu_())
         for i in range(1, 5):
             x = self.get_submodule(f"layer{i}")(x)
-        logits: Tensor = self.fc(x.mean((2, 3)))
+        return x.mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.features(images))
         return logits
 
 

@@ -13,7 +13,7 @@ import torch
 
 from face_gender import CLASSES
 from face_gender.console import progress_bar
-from face_gender.data.dataset import to_input
+from face_gender.data.dataset import Failure, to_input
 from face_gender.data.index import Index
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import predict
@@ -98,7 +98,7 @@ def train_epoch(run: Run) -> tuple[float, float]:
     # On the device: to ask for a number there is to wait for it.
     total_loss = torch.zeros((), device=run.device)
     count, started = 0, time.perf_counter()
-    failures: list[tuple[int, str]] = []
+    failures: list[Failure] = []
     pictures = loader.batch_sampler.pictures
     with progress_bar(pictures, f"epoch {epoch}", shown=run.progress) as bar:
         for number, batch in enumerate(loader):
