@@ -13,16 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender import CLASSES
+from face_gender.data.hashing import check_matches, check_picture, hash_and_check, row_hashes
 from face_gender.data.landmarks import add_landmarks
-from face_gender.data.scan import (
-    SEARCHED,
-    check_matches,
-    check_picture,
-    hash_and_check,
-    read_groups,
-    row_hashes,
-    scan_data,
-)
+from face_gender.data.scan import SEARCHED, read_groups, scan_data
 from face_gender.data.sources import ArchiveSource, FolderSource, Source, open_source
 from face_gender.data.split import SPLITS, check_ratios, split_rows
 from face_gender.data.tables import read_index, text_column, write_index

@@ -10,13 +10,6 @@ from typing import NamedTuple
 
 from face_gender import CLASSES
 from face_gender.data.base_source import OTHER_ENDING, passed_over_as, to_nfc
-from face_gender.data.hashing import (
-    check_matches,
-    check_picture,
-    hash_and_check,
-    hashes_of,
-    row_hashes,
-)
 from face_gender.data.sources import (
     ArchiveSource,
     FolderSource,
@@ -285,9 +278,3 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
             f"{names[0]}): its paths must be relative to the data."
         )
     return found
-
-
-# Until data/index.py and others take the public names, and those from data/hashing.py.
-_scan, _hash_all, _hash_one = scan_data, hash_and_check, check_picture
-_read_groups, _SEARCHED = read_groups, SEARCHED
-__all__ = ["check_matches", "hash_and_check", "hashes_of", "row_hashes"]
