@@ -69,7 +69,7 @@ class Numbers:
     """A teacher's numbers of each row, of mean 0 and variance 1; NaN where it said none."""
 
     def __init__(self, path: Path | None, table: pd.DataFrame) -> None:
-        self.female = pd.to_numeric(table["teacher"]).to_numpy(np.float64)
+        self.female = pd.to_numeric(table["teacher"]).to_numpy(np.float64, copy=True)
         self.values = np.zeros((len(table), 0), np.float32)
         if path is None:
             return
