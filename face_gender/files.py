@@ -28,6 +28,9 @@ IMAGE_SUFFIXES = frozenset((
 # More than the pixels that images.py accepts take uncompressed: no picture, but a bomb.
 MAX_BYTES = 2**30
 
+# Besides pictures, what no result replaces.
+PRECIOUS = (".zip", ".pth", ".pt", ".safetensors")
+
 
 def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
     """Open a file for reading, unbuffered. Raises OSError, also for pipes, devices and folders.
@@ -88,7 +91,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
         raise InputError(f"{path} is a folder: name a file to write.")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is a device or a pipe: name a file to write.")
-    precious = has_image_suffix(path.name) or path.suffix.lower() in (".zip", ".pth")
+    precious = has_image_suffix(path.name) or path.suffix.lower() in PRECIOUS
     if precious or any(_is_same_file(path, each) for each in inputs):
         raise InputError(f"{path} is or would be an input, which is never replaced: name another.")
     if not path.absolute().parent.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -333,3 +334,15 @@ def test_what_has_no_row_is_listed_with_its_reason(few: Path) -> None:
         "male/later.jpg": "readable: it has a twin under the other label, or came after the index "
         "was made",
     }
+
+
+def test_an_index_of_another_unicode_form_finds_its_pictures(few: Path) -> None:
+    """A Mac writes names decomposed, other systems composed; copying may change them."""
+    for path in [*few.glob("male/*.jpg")]:
+        path.rename(path.with_name(unicodedata.normalize("NFC", f"й{path.name}")))
+    made = index(few).path
+    made.write_text(unicodedata.normalize("NFD", made.read_text(encoding="utf-8")), "utf-8")
+    opened = Index.open(made)
+    assert isinstance(opened.source, FolderSource) and opened.left_out() == []
+    opened.table["path"] = opened.table["path"].iloc[0:1].tolist() * len(opened)
+    assert len(opened.left_out()) == 8

@@ -441,7 +441,9 @@ def _exif(orientation: int) -> bytes:
     return exif.tobytes()
 
 
-@pytest.mark.parametrize("name", ["pictures/img_0.jpg", "archive.zip", "weights.pth"])
+@pytest.mark.parametrize(
+    "name", ["pictures/img_0.jpg", "archive.zip", "weights.pth", "of_another.safetensors"]
+)
 def test_output_never_replaces_an_input(name: str, folder: Path, weights: Path, capsys) -> None:
     (folder.parent / "weights.pth").write_bytes(weights.read_bytes())
     make_zip(folder, folder.parent / "archive.zip")

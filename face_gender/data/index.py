@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender import CLASSES
+from face_gender.data.base_source import to_nfc
 from face_gender.data.hashing import check_matches, check_picture, hash_and_check, row_hashes
 from face_gender.data.landmarks import add_landmarks
 from face_gender.data.scan import SEARCHED, read_groups, scan_data
@@ -174,12 +175,12 @@ class Index:
 
     def left_out(self) -> list[tuple[str, str]]:
         """Return (path, reason) of each picture of the source that the table has no row for."""
-        rows = set(self.table["path"])
+        rows = set(map(to_nfc, self.table["path"]))
         other = "readable: it has a twin under the other label, or came after the index was made"
         return [
             (name, check_picture(self.source, name)[1] or other)
             for name in scan_data(self.source.path).names
-            if name not in rows
+            if to_nfc(name) not in rows
         ]
 
     def counts(self) -> pd.DataFrame:
