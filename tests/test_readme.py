@@ -122,7 +122,7 @@ def test_the_first_command_labels_the_samples(tmp_path: Path) -> None:
 
 def test_the_second_command_is_the_one_that_ci_runs() -> None:
     lines = [line for line in README.splitlines() if line.startswith("pip install -r req")]
-    assert lines[1] == "pip install -r requirements-dev.txt && python -m pytest"
+    assert lines[1] == "pip install -r requirements-dev.txt && python -m pytest -n 2"
     assert "pip install -r requirements-dev.txt && " in (ROOT / ".ci/run").read_text()
 
 
