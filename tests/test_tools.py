@@ -16,7 +16,7 @@ from PIL import Image
 
 from face_gender.data.tables import read_index
 from face_gender.model.checkpoint import load_checkpoint
-from tools import compare, pretrain, sources
+from tools import compare, pretrain, sources, teachers
 
 SHARES = ("utkface", "celeba64", "aaf", "appa", "mebeauty", "twfy", "celeba_half")
 
@@ -70,7 +70,7 @@ def test_a_teacher_counts_less_on_children_and_the_old() -> None:
         "age": ["30", "8", "30", "", "70"], "known": ["yes", "yes", "yes", "no", "yes"],
     })  # fmt: skip
     expected = [0.7 * 0.6 + 0.3, 0.15 * 0.6 + 0.85, 0.02, 0.9, 0.15 * 0.4 + 0.85]
-    assert pretrain.targets(table) == pytest.approx(expected, abs=1e-6)
+    assert pretrain.targets(table, table["teacher"].to_numpy()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_rare_sources_labels_and_ages_are_drawn_more_often() -> None:
@@ -91,6 +91,44 @@ def test_training_goes_on_where_it_was_and_gives_a_checkpoint(data: Path, tmp_pa
     assert found.preprocessing.align == "landmarks"
     assert found.metrics["val_accuracy"] > 0.9
     assert torch.load(f"{out}.partial", weights_only=True)["step"] == 2
+
+
+def test_a_teacher_has_not_seen_the_group_that_it_is_asked_about() -> None:
+    pytest.importorskip("sklearn")
+    r = np.random.default_rng(0)
+    labels = r.integers(0, 2, 400)
+    known = r.normal(0, 1, (400, teachers.FEATURES + 2)).astype(np.float32)
+    known[:, :100] += 2 * labels[:, None]
+    known[:, teachers.FEATURES :] = 0.5
+    known[399] = np.nan
+    table = pd.DataFrame({
+        "label": labels, "group": [f"g{i // 2}" for i in range(400)], "split": "train",
+        "known": "yes", "source": "aaf",
+    })  # fmt: skip
+    female = teachers.out_of_fold(known, table, seed=0)
+    assert ((female[:399] > 0.5) == labels[:399]).mean() > 0.9
+    assert np.isnan(female[399])
+    turned = table.assign(label=np.where(table["group"] == "g7", 1 - labels, labels))
+    assert teachers.out_of_fold(known, turned, seed=0)[14:16] == pytest.approx(female[14:16])
+
+
+def test_a_student_learns_the_teachers_numbers(data: Path, tmp_path: Path) -> None:
+    assert run(sources, data) == 0
+    paths = read_index(data / "index.csv")["path"].to_numpy(str)
+    features = np.random.default_rng(0).normal(size=(len(paths), 8)).astype(np.float16)
+    features[1] = np.nan
+    female = np.full(len(paths), 0.5, np.float32)
+    np.savez(tmp_path / "said.npz", path=paths[1:], features=features[1:], female=female[1:])
+    numbers = pretrain.Numbers(tmp_path / "said.npz", read_index(data / "index.csv"))
+    assert numbers.female[1:].tolist() == [0.5] * (len(paths) - 1) and numbers.female[0] != 0.5
+    told = torch.from_numpy(numbers.values)
+    every = np.arange(len(paths))
+    assert numbers.loss(told, every).item() == pytest.approx(0, abs=1e-6)
+    assert numbers.loss(-told, every).item() == pytest.approx(2, abs=1e-6)
+    shipped = ROOT / "model_weights" / "shipped.pth"
+    options = ("--init", shipped, "--batch-size", 4, "--teachers", tmp_path / "said.npz")
+    assert run(pretrain, data / "index.csv", tmp_path / "new.pth", *options, "--steps", 1) == 0
+    assert load_checkpoint(tmp_path / "new.pth").weights["fc.weight"].shape == (2, 512)
 
 
 def test_the_table_shows_what_has_been_run(

@@ -57,7 +57,7 @@ class Student(nn.Module):
     def __init__(self, net: ResNet, numbers: int) -> None:
         super().__init__()
         self.net = net
-        self.head = nn.Linear(net.fc.in_features, numbers)
+        self.head = nn.Linear(net.fc.in_features, numbers) if numbers else nn.Identity()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs (n, classes) and numbers (n, numbers) for images (n, 3, H, W)."""
