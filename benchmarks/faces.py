@@ -23,7 +23,7 @@ from face_gender.classify.classifier import Classifier, classify, load_classifie
 from face_gender.faces.detector import load_detector
 from face_gender.model.weights import shipped_weights
 
-SAMPLES = sorted((Path(__file__).resolve().parent.parent / "samples").glob("*/*.jpg"))
+SAMPLES = sorted((Path(__file__).resolve().parent.parent / "samples").glob("*male/*_[0-6]?.jpg"))
 SIZES = ((1200, 900), (2000, 1500), (2600, 2000), (4000, 3000))
 
 

@@ -35,6 +35,7 @@ from face_gender.train.loop import EpochReport
 
 COLOURS = {"male": "#3b6fb6", "female": "#c8553d"}
 # Told apart by the colour-blind too (Okabe and Ito), and by their marks where colours come again.
+_SIGNS = {"male": "s", "female": "^"}
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _NAME_LINE = 17  # letters of a name that fit over a picture of a gallery
@@ -49,7 +50,8 @@ def class_histogram(table: pd.DataFrame) -> Figure:
         places = np.arange(len(SPLITS)) + (label - 0.5) * width
         own = table[table["label"] == label]
         heights = [int((own["split"] == split).sum()) for split in SPLITS]
-        axes.bar_label(axes.bar(places, heights, width * 0.95, label=name, color=COLOURS[name]))
+        style = {"color": COLOURS[name], "hatch": "//" * label}  # told apart without colours too
+        axes.bar_label(axes.bar(places, heights, width * 0.95, label=name, **style))
     axes.set_xticks(range(len(SPLITS)), SPLITS)
     axes.set(ylabel="pictures", title=f"{len(table)} pictures by split and class")
     axes.margins(y=0.12)
@@ -59,9 +61,8 @@ def class_histogram(table: pd.DataFrame) -> Figure:
 
 def image_sizes(dataset: FaceDataset, sample: int = 2_000, seed: int = 0) -> Figure:
     """Show width against height, in pixels, of a random sample of a data set's pictures."""
-    chosen = _sample(len(dataset), sample, seed)
     sizes, labels = [], []
-    for i in chosen:
+    for i in _sample(len(dataset), sample, seed):
         try:
             sizes.append(load_image(str(dataset.paths[i]), dataset.source).size)
             labels.append(int(dataset.labels[i]))
@@ -71,7 +72,7 @@ def image_sizes(dataset: FaceDataset, sample: int = 2_000, seed: int = 0) -> Fig
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     for label, name in enumerate(CLASSES):
         own = points[np.array(labels) == label]
-        axes.scatter(own[:, 0], own[:, 1], s=14, alpha=0.5, label=name, color=COLOURS[name])
+        axes.scatter(*own.T, s=18, marker=_SIGNS[name], alpha=0.5, label=name, color=COLOURS[name])
     right, top = points.max(axis=0, initial=1) * 1.1
     axes.set(xlabel="width in pixels", ylabel="height in pixels", xlim=(0, right), ylim=(0, top))
     axes.set_title(f"Sizes of {len(points)} pictures")
@@ -91,9 +92,7 @@ def batch_grid(
     images: Tensor, labels: Tensor, preprocessing: Preprocessing, columns: int = 8
 ) -> Figure:
     """Show a batch (n, 3, H, W) as the model sees it: resized, augmented, colours put back."""
-    mean = np.array(preprocessing.mean)
-    std = np.array(preprocessing.std)
-    arrays = images.permute(0, 2, 3, 1).cpu().numpy() * std + mean
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy() * preprocessing.std + preprocessing.mean
     pictures = [Image.fromarray((each.clip(0, 1) * 255).astype(np.uint8)) for each in arrays]
     titles = [CLASSES[int(label)] for label in labels]
     size = f"{preprocessing.height} x {preprocessing.width}"
@@ -105,13 +104,14 @@ def curves(reports: Sequence[EpochReport]) -> Figure:
     epochs = [report.epoch for report in reports]
     best = [report for report in reports if report.is_best][-1]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-    left.plot(epochs, [report.train_loss for report in reports], ".-", label="train")
-    left.plot(epochs, [report.val_loss for report in reports], ".-", label="validation")
+    left.plot(epochs, [report.train_loss for report in reports], "o-", label="train")
+    left.plot(epochs, [report.val_loss for report in reports], "s--", label="validation")
     left.set(xlabel="epoch", ylabel="loss per picture", title="Loss")
     right.plot(epochs, [r.val_accuracy for r in reports], ".-", color="black", label="accuracy")
     for name in best.val_recall:
         values = [report.val_recall[name] for report in reports]
-        right.plot(epochs, values, ":", color=COLOURS.get(name), label=f"recall {name}")
+        style = {"color": COLOURS.get(name), "marker": _SIGNS.get(name)}
+        right.plot(epochs, values, ":", label=f"recall {name}", **style)
     right.set(xlabel="epoch", ylabel="fraction correct", ylim=(None, 1.02))
     right.set_title(f"Validation: best {best.val_accuracy:.3f} in epoch {best.epoch}")
     for axes in (left, right):
@@ -198,9 +198,8 @@ def coverage(result: Evaluation) -> Figure:
                       (each.fraction, each.accuracy), (4, 6),
                       textcoords="offset points")  # fmt: skip
     lowest = min(each.accuracy for each in marked)
-    axes.set(
-        xlabel="fraction of the pictures that is predicted", ylabel="fraction of these correct"
-    )
+    axes.set_xlabel("fraction of the pictures that is predicted")
+    axes.set_ylabel("fraction of these correct")
     axes.set(xlim=(0, 1.06), ylim=(max(0, lowest - 0.04), 1.01))
     axes.set_title("Accuracy of the predictions when unsure ones are left out")
     for axis in (axes.xaxis, axes.yaxis):
@@ -330,12 +329,13 @@ def predictions_grid(
 ) -> Figure:
     """Show classified pictures, each under its prediction; red where its label differs."""
     pictures = [_try_load(each.name, source) for each in predictions]
-    titles = [f"{each.label()} {each.confidence:.0%}" for each in predictions]
     correct = [each.label() == label for each, label in zip(predictions, labels, strict=True)]
+    titles = [f"{each.label()} {each.confidence:.0%}" for each in predictions]
     title = f"Predictions of process.py: {sum(correct)} of {len(correct)} correct, others in red"
     figure = _gallery(pictures, titles, columns, title)
-    for axes, is_correct in zip(figure.axes, correct, strict=False):
-        axes.title.set_color("black" if is_correct else "#c00000")
+    for axes, label, is_correct in zip(figure.axes, labels, correct, strict=False):
+        if not is_correct:
+            axes.title.set(text=f"{axes.get_title()}\nlabelled {label}", color="#c00000")
     return figure
 
 
@@ -354,7 +354,7 @@ def _gallery(
         if picture is not None:
             axes.imshow(picture)
         else:
-            axes.text(0.5, 0.5, "cannot be read", ha="center", fontsize=7)
+            axes.text(0.5, 0.5, "cannot be read", ha="center", fontsize=8)
     figure.suptitle(title)
     return _finish(figure)
 

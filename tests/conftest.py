@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
+# Composites without a planted fault, and those of them that are no worse in any way.
+SAMPLES = sorted((ROOT / "samples").glob("*male/*_[0-6]?.jpg"))
+PORTRAITS = [path for path in SAMPLES if Image.open(path).size == (240, 300)]
 SHARED = ROOT.parent / "shared" / "data"
 COLOURS = {"male": (200, 60, 50), "female": (50, 70, 210)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_face
+from conftest import PORTRAITS, draw_face
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -28,8 +28,7 @@ from face_gender.faces.detector import (
     prominence,
 )
 
-SAMPLES = sorted((ROOT / "samples").glob("*/*.jpg"))
-# The composites are 160 x 200 pixels, their faces about 84 wide.
+# Of portraits of 160 x 200 pixels.
 FACE_WIDTH = 84
 
 
@@ -39,7 +38,7 @@ def detector() -> Detector:
 
 
 def sample(number: int = 0, zoom: float = 1.0) -> Image.Image:
-    image = load_image(SAMPLES[number])
+    image = load_image(PORTRAITS[number % len(PORTRAITS)]).resize((160, 200))
     size = (round(image.width * zoom), round(image.height * zoom))
     return image.resize(size, Image.Resampling.LANCZOS)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, save_colour_net, snapshot
+from conftest import PORTRAITS, save_colour_net, snapshot
 from PIL import Image
 
 from face_gender import load
@@ -23,9 +23,6 @@ from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.faces import detector
 from face_gender.model.checkpoint import load_checkpoint
-
-SAMPLES = ROOT / "samples"
-PORTRAITS = sorted(SAMPLES.glob("*/*_1*.jpg"))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ def run(*arguments: object) -> int:
 def data_set(folder: Path) -> Path:
     for label in ("female", "male"):
         (folder / label).mkdir(parents=True)
-        for path in sorted(SAMPLES.glob(f"{label}/*.jpg"))[:4]:
+        for path in [each for each in PORTRAITS if each.parent.name == label][:4]:
             (folder / label / path.name).write_bytes(path.read_bytes())
     Image.new("RGB", (60, 60), "green").save(folder / "male" / "green.png")
     return folder

@@ -117,7 +117,7 @@ def test_the_first_command_labels_the_samples(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "r.json").read_text().count(".jpg") == 120
+    assert (tmp_path / "r.json").read_text().count(".jpg") == 158  # with photos/
 
 
 def test_the_second_command_is_the_one_that_ci_runs() -> None:

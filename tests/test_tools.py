@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SAMPLES
 from PIL import Image
 
 from face_gender.data.tables import read_index
@@ -25,10 +25,9 @@ SHARES = ("utkface", "celeba64", "aaf", "appa", "mebeauty", "twfy", "celeba_half
 def data(tmp_path: Path) -> Path:
     """Seven sources made of the sample composites; one has a child, one an unsure picture."""
     root = tmp_path / "data"
-    portraits = sorted((ROOT / "samples").glob("*/*.jpg"))
     for number, source in enumerate(SHARES):
         rows = []
-        for i, path in enumerate(portraits[number::10]):
+        for i, path in enumerate(SAMPLES[number::10]):
             label = path.parent.name
             age, folder = 20 + 5 * i, root / source / label
             folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +39,7 @@ def data(tmp_path: Path) -> Path:
         pd.DataFrame(rows, columns=columns).to_csv(root / source / "labels.csv", index=False)
     shutil.copy(next(root.glob("utkface/male/*.jpg")), root / "utkface/male/2_0_0_99.jpg")
     (root / "aaf" / "unsure").mkdir()
-    shutil.copy(portraits[-1], root / "aaf" / "unsure" / "x.jpg")
+    shutil.copy(SAMPLES[-1], root / "aaf" / "unsure" / "x.jpg")
     labels = root / "aaf" / "labels.csv"
     with open(labels, "a", encoding="utf-8") as file:
         file.write("unsure/x.jpg,u,30,0.9\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from face_gender import CLASSES
 from face_gender.classify.classifier import classify, load_classifier
 from face_gender.classify.results import Prediction
 from face_gender.data.sources import find_images
@@ -24,7 +25,8 @@ def main() -> int:
     try:
         classifier = load_classifier(ROOT / "model_weights" / "shipped.pth")
         source, names = find_images(ROOT / "samples", recursive=True)
-        chosen = np.random.default_rng(0).permutation(names)[:16].tolist()
+        portraits = [name for name in names if name.split("/")[0] in CLASSES]
+        chosen = np.random.default_rng(0).permutation(portraits)[:16].tolist()
         answers = [
             each for each in classify(classifier, source, chosen) if isinstance(each, Prediction)
         ]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT, heed_ctrl_c
+from conftest import ROOT, SAMPLES, heed_ctrl_c
 
 from face_gender.data.__main__ import main as data_split
 from face_gender.model.checkpoint import load_checkpoint
@@ -94,7 +94,7 @@ def test_a_command_that_is_killed_again_and_again_loses_nothing(
     """Half of the kills come at a random moment, half at the sight of a file in writing."""
     chance, kills, log = random.Random(0), Counter[str](), tmp_path / "log"
     data, reference = tmp_path / "data", tmp_path / "reference"
-    for path in sorted((ROOT / "samples").rglob("*.jpg"))[::5]:
+    for path in SAMPLES[::5]:
         (data / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, data / path.parent.name)
     assert data_split([str(data)]) == 0
