@@ -50,8 +50,8 @@ def class_histogram(table: pd.DataFrame) -> Figure:
         places = np.arange(len(SPLITS)) + (label - 0.5) * width
         own = table[table["label"] == label]
         heights = [int((own["split"] == split).sum()) for split in SPLITS]
-        style = {"color": COLOURS[name], "hatch": "//" * label}  # told apart without colours too
-        axes.bar_label(axes.bar(places, heights, width * 0.95, label=name, **style))
+        bars = axes.bar(places, heights, 0.36, label=name, color=COLOURS[name], hatch="//" * label)
+        axes.bar_label(bars)
     axes.set_xticks(range(len(SPLITS)), SPLITS)
     axes.set(ylabel="pictures", title=f"{len(table)} pictures by split and class")
     axes.margins(y=0.12)
@@ -71,8 +71,8 @@ def image_sizes(dataset: FaceDataset, sample: int = 2_000, seed: int = 0) -> Fig
     points = np.array(sizes).reshape(-1, 2)
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     for label, name in enumerate(CLASSES):
-        own = points[np.array(labels) == label]
-        axes.scatter(*own.T, s=18, marker=_SIGNS[name], alpha=0.5, label=name, color=COLOURS[name])
+        x, y = points[np.array(labels) == label].T
+        axes.scatter(x, y, 18, COLOURS[name], marker=_SIGNS[name], alpha=0.5, label=name)
     right, top = points.max(axis=0, initial=1) * 1.1
     axes.set(xlabel="width in pixels", ylabel="height in pixels", xlim=(0, right), ylim=(0, top))
     axes.set_title(f"Sizes of {len(points)} pictures")
