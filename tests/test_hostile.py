@@ -39,6 +39,7 @@ from face_gender import CLASSES
 from face_gender.classify import engines
 from face_gender.classify.classifier import classify, load_classifier
 from face_gender.data.dataset import FaceDataset
+from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels, load_image
 from face_gender.data.index import Index
 from face_gender.data.sources import FolderSource, find_images
@@ -50,6 +51,7 @@ from face_gender.model.checkpoint import Checkpoint, load_checkpoint, read_weigh
 from face_gender.model.recipes import get_recipe
 from face_gender.train.loop import train
 
+load_decoders()
 Capture = pytest.CaptureFixture[str]
 ON_UNIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names, no devices")
 _HANGS = 150  # seconds after which a test would never end

@@ -28,6 +28,7 @@ from PIL import ExifTags, Image
 from writers import chunk, segment
 
 from face_gender.data import images, memory
+from face_gender.data.decoders import load_decoders
 from face_gender.data.images import (
     MAX_PIXELS,
     UnreadableImage,
@@ -37,6 +38,8 @@ from face_gender.data.images import (
     load_pixels,
 )
 from face_gender.data.sources import open_source
+
+load_decoders()  # `decode_pixels` is compared with `decode_image` below
 
 SIZE = (12, 7)
 GREY = (100, 100, 100)
@@ -522,6 +525,22 @@ def test_a_plain_jpeg_is_decoded_without_pillow(name: str, monkeypatch: pytest.M
     assert decode_pixels(JPEGS[name], "x").shape == (3, 47, 61)
 
 
+def test_few_pictures_are_decoded_without_torchvision() -> None:
+    """Its import takes longer; the pixels are the same, also where its decoder is there."""
+    code = (
+        "import sys\nfrom face_gender.data.decoders import load_decoders\n"
+        "from face_gender.data.images import load_pixels\n"
+        "load_decoders(1_000, 2)\n"
+        "alone = load_pixels('samples/male/male_01.jpg')\n"
+        "assert 'torchvision' not in sys.modules\n"
+        "load_decoders(1_000_000, 2)\n"
+        "assert 'torchvision' in sys.modules\n"
+        "assert (load_pixels('samples/male/male_01.jpg') == alone).all()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_decoding_warns_of_nothing() -> None:
     """Torchvision warns at every call of its function that a release will be without it."""
     with warnings.catch_warnings():
@@ -679,7 +698,9 @@ def test_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatch) ->
 
 PEAK = """
 import resource, sys, threading
+from face_gender.data.decoders import load_decoders
 from face_gender.data.images import load_pixels
+load_decoders()
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 load_pixels(sys.argv[2])

@@ -14,7 +14,10 @@ import pytest
 from PIL import Image
 from writers import bmp, chunk, packed, png, segment, tiff, tiff_of_jpeg
 
+from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
+
+load_decoders()
 
 Values = npt.NDArray[Any]
 HEIGHT, WIDTH = 10, 13

@@ -100,6 +100,7 @@ def classify_folder(
     """Classify with a progress bar, keeping each prediction in ``partial`` as it comes."""
     from face_gender.classify.classifier import choose_load, classify, origin
     from face_gender.classify.results import Skipped
+    from face_gender.data.decoders import load_decoders
 
     load = choose_load(classifier.device, len(names), options.batch_size, options.workers)
     announce(options, classifier, load)
@@ -108,6 +109,7 @@ def classify_folder(
     if options.resume and not options.quiet:
         found = f"{len(known)} predictions" if known else "nothing to resume"
         print_stderr(f"{partial}: {found}")
+    load_decoders(len(names) - len(known), load[1])
     stream = keep_results(
         partial, by, source, names, known, lambda rest: classify(classifier, source, rest, *load)
     )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from face_gender.classify.engines import MARGIN, Engine, OpenVino, graph_path
 from face_gender.classify.results import Box, Prediction, Result, Skipped
+from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Reader
@@ -291,10 +292,12 @@ def classify(
 
     ``source`` None: the names are paths. ``workers`` threads (one for each processor by default)
     take a batch each and both read it and, on a CPU, run the net on it, each on one core: nobody
-    waits for anybody. A few batches for each are in memory, however many names there are.
+    waits for anybody. A few batches for each are in memory, however many names there are. Of names
+    that cannot be counted, call `decoders.load_decoders` before, where they are many.
     """
     count = len(names) if isinstance(names, Sized) else None
     batch_size, workers = choose_load(classifier.device, count, batch_size, workers)
+    load_decoders(count or 0, workers)
     remaining = iter(names)
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))

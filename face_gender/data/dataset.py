@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from face_gender.data.augmentation import sample_uniforms
+from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, UnreadFile, load_image, load_pixels
 from face_gender.data.index import Index
 from face_gender.data.landmarks import coordinates_of, face_in
@@ -315,6 +316,7 @@ def make_loader(
     processor by default) then decode a batch between two steps of the net.
     ``batch_size`` is that of all processes together, of which this one is ``rank``.
     """
+    load_decoders()
     threads = threads or cpu_count()
     on_gpu = torch.device(device).type != "cpu"
     if workers is None:
@@ -326,11 +328,16 @@ def make_loader(
         batch_sampler=EpochSampler(len(dataset), batch_size, shuffle, seed, rank, world_size),
         collate_fn=partial(collate, size=shape),
         num_workers=workers,
+        worker_init_fn=_prepare_worker,
         persistent_workers=workers > 0,
         pin_memory=torch.device(device).type == "cuda",
         # Else an epoch would draw from the global generator, which dropout draws from too.
         generator=torch.Generator().manual_seed(seed % 2**63),
     )
+
+
+def _prepare_worker(_: int) -> None:
+    load_decoders()  # which a worker that is forked has already
 
 
 def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:
