@@ -72,6 +72,14 @@ def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
+def ratios(found: Mapping[str, Sequence[float]], base: str) -> dict[str, float]:
+    """Return the median over the turns of what each way is by one of them, in the same turn."""
+    return {
+        name: statistics.median(a / b for a, b in zip(values, found[base], strict=True))
+        for name, values in found.items()
+    }
+
+
 def generate(folder: Path, count: int, side: int = 200, quality: int = 90) -> list[Path]:
     """Write JPEG files that look like noise at all scales, unless they are there; return them."""
     folder.mkdir(parents=True, exist_ok=True)

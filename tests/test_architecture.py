@@ -157,6 +157,18 @@ def test_classification_pulls_in_neither_pandas_nor_matplotlib_nor_training() ->
     assert "torch" in loaded
 
 
+def test_few_pictures_are_classified_without_torchvision(tmp_path: Path) -> None:
+    """Importing it takes as long as all else together."""
+    arguments = [str(ROOT / "samples" / "male"), "--quiet", "--output", str(tmp_path / "r.json")]
+    code = (
+        "import sys, face_gender.classify.__main__ as process\n"
+        f"assert process.main({arguments!r}) == 0\nprint(*sys.modules)"
+    )
+    loaded = {name.split(".")[0] for name in run_python(code).split()}
+    assert loaded.isdisjoint({"torchvision", "pandas", "matplotlib", "openvino", "onnx"})
+    assert "torch" in loaded
+
+
 @pytest.mark.parametrize("script", ["process.py", "data_split.py"])
 def test_scripts_are_thin(script: str) -> None:
     source = ROOT / script

@@ -635,6 +635,7 @@ MUTATED = [
 )
 @example(data=MUTATED[0], changes=[(0.5, 0, "cut")], ended=True)
 @example(data=MUTATED[1], changes=[(0.7, 0xFF, "put")], ended=True)
+@example(data=MUTATED[4], changes=[(0.9716927568309739, 1, "set")], ended=False)
 def test_damaged_bytes_have_the_same_pixels_or_the_same_reason(
     data: bytes, changes: list[tuple[float, int, str]], ended: bool
 ) -> None:

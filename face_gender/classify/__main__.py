@@ -6,6 +6,7 @@ from face_gender.console import (
     exit_code,
     exit_on_signal,
     exit_with,
+    first_imports,
     ignore_signals,
     raise_on_first_signal,
     run_command,
@@ -65,7 +66,8 @@ def run(options: argparse.Namespace, name: str) -> int:
     if options.engine != "torch":
         check_engine(options.weights)
     # Imported here: --help and mistakes are answered without torch.
-    from face_gender.classify.classifier import load_classifier
+    with first_imports():
+        from face_gender.classify.classifier import load_classifier
 
     classifier = load_classifier(
         options.weights,

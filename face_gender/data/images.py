@@ -165,7 +165,7 @@ def _libjpeg_cost(data: bytes, at_least: int | None) -> int | None:
         return None
     if is_bomb(header.width, header.height, data) or _scale(header, at_least) != 1:
         return None
-    return _cost(header, 1, _LIBJPEG_COST)
+    return _cost(header, 1, _LIBJPEG_COST) if jpeg.find_end(data, header)[1] else None
 
 
 def _scale(header: jpeg.Header, at_least: int | None) -> int:

@@ -14,6 +14,7 @@ from face_gender.console import (
     device,
     exit_on_signal,
     exit_with,
+    first_imports,
     ignore_signals,
     not_empty,
     positive,
@@ -105,9 +106,10 @@ def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the figures and write them. Raises InputError for all that is wrong."""
     # Imported late: --help and mistakes answer without torch.
-    from face_gender.data.dataset import UnreadablePictureWarning
-    from face_gender.data.index import Index
-    from face_gender.model.checkpoint import read_checkpoint
+    with first_imports():
+        from face_gender.data.dataset import UnreadablePictureWarning
+        from face_gender.data.index import Index
+        from face_gender.model.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(options.weights)
     index = Index.open(options.index, options.data)

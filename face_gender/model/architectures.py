@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from face_gender.errors import InputError, first_line
 from face_gender.model.resnet import RESNETS, ResNet
@@ -193,9 +193,13 @@ def _fold_batch_norms(model: nn.Module) -> nn.Module:
     """
     for parent in list(model.modules()):
         children = list(parent.named_children())
-        for (name, conv), (next_name, norm) in itertools.pairwise(children):
+        for (_, conv), (next_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                assert norm.running_mean is not None and norm.running_var is not None
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var,
+                    norm.eps, norm.weight, norm.bias,
+                )  # fmt: skip
                 setattr(parent, next_name, nn.Identity())
     return model
 

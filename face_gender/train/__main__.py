@@ -17,6 +17,7 @@ from face_gender.console import (
     device,
     exit_on_signal,
     exit_with,
+    first_imports,
     positive,
     raise_on_first_signal,
     run_command,
@@ -97,8 +98,9 @@ def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
 def run(options: argparse.Namespace) -> int:
     """Train and show a line for each epoch."""
     # Imported late: --help and mistakes answer without torch.
-    from face_gender.data.index import Index
-    from face_gender.train.loop import train
+    with first_imports():
+        from face_gender.data.index import Index
+        from face_gender.train.loop import train
 
     raise_on_first_signal()  # from here on, a training may be there to go on with
     for report in train(
