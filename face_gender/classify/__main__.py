@@ -18,15 +18,21 @@ if __name__ == "__main__":  # before all imports that take a while
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from face_gender.classify.engines import check_engine
 from face_gender.classify.options import parse
-from face_gender.classify.resume import keep_results, partial_path, read_partial, remove_partial
+from face_gender.classify.resume import (
+    begun_by,
+    keep_results,
+    partial_path,
+    read_partial,
+    remove_partial,
+)
 from face_gender.console import (
     print_stderr,
     progress_bar,
@@ -63,8 +69,18 @@ def run(options: argparse.Namespace, name: str) -> int:
     if options.crops:
         check_crops(options)
     partial = partial_path(options.output)
-    if options.engine != "torch":
+    if options.engine == "openvino":
         check_engine(options.weights)
+    begun = begun_by(partial) if options.resume else {}
+    classifier = load(options, source, names, begun)
+    outcome = classify_folder(options, classifier, source, names, partial)
+    return report(options, classifier, source, outcome, partial, name)
+
+
+def load(
+    options: argparse.Namespace, source: Source, names: list[str], begun: Mapping[str, Any]
+) -> Classifier:
+    """Open the net and its engine; ``begun``: what predicted in a run that is gone on with."""
     # Imported here: --help and mistakes are answered without torch.
     with first_imports():
         from face_gender.classify.classifier import load_classifier
@@ -74,13 +90,17 @@ def run(options: argparse.Namespace, name: str) -> int:
         options.recipe,
         options.classes,
         options.device,
-        engine=options.engine,
+        engine="openvino" if options.engine == "openvino" else "torch",
         align=options.align,
         faces=options.faces,
         crop_size=_CROP_SIZE if options.crops else 0,
     )
-    outcome = classify_folder(options, classifier, source, names, partial)
-    return report(options, classifier, source, outcome, partial, name)
+    if options.engine != "auto":
+        return classifier
+    from face_gender.export.auto import with_graph
+
+    say = (lambda _: None) if options.quiet else print_stderr
+    return with_graph(classifier, options.weights, source, names, begun, say)
 
 
 @dataclass(frozen=True)

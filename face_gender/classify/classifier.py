@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from face_gender.classify.engines import MARGIN, Engine, OpenVino, graph_path
+from face_gender.classify.engines import MARGIN, Engine, OpenVino
 from face_gender.classify.results import Box, Prediction, Result, Skipped
 from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
@@ -236,7 +236,7 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
 
     Raises OSError where ``weights``, the file of the classifier, cannot be read any more.
     """
-    files = [weights, graph_path(weights)] if classifier.engine else [weights]
+    files = [weights, classifier.engine.path] if classifier.engine else [weights]
     return {
         "weights": [sha256_of(path) for path in files],
         "recipe": classifier.checkpoint.recipe.name,

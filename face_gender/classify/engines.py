@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Engine = Literal["torch", "openvino"]
 Precision = Literal["float32", "int8"]
-ENGINES: tuple[Engine, ...] = ("torch", "openvino")
 # The net is asked again in float32 where the largest probability is ahead of the next by less.
 # 8 bits move a probability by 0.03 at most (benchmarks/engines.py), so two of them by 0.06.
 MARGIN = 0.1
@@ -74,18 +73,26 @@ def describe(
 
 
 class OpenVino:
-    """The graph beside a checkpoint's file, compiled for all processors, a stream on each."""
+    """The graph of a checkpoint's file, compiled for all processors, a stream on each.
+
+    ``path``: where it lies.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, weights: Path, sixteen_bits: bool | None = None
+        self,
+        checkpoint: Checkpoint,
+        weights: Path,
+        sixteen_bits: bool | None = None,
+        graph: Path | None = None,
     ) -> None:
         """Read and compile it. Raises InputError: not there, damaged, made of other weights.
 
         ``sixteen_bits``: calculate in bfloat16 what is not in 8 bits (None: where the processor
-        does).
+        does). ``graph``: where it lies, if not beside the weights.
         """
-        check_engine(weights)
-        path = graph_path(weights)
+        if graph is None:
+            check_engine(weights)
+        self.path = path = graph or graph_path(weights)
         core, model = _read(path, weights)
         _check_origin(model, describe(checkpoint, weights), path, weights)
         options: dict[str, Any] = {

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from face_gender import RECIPE_NAMES
-from face_gender.classify.engines import ENGINES
 from face_gender.console import (
     class_names,
     device,
@@ -121,10 +120,11 @@ def _add_net(add: Callable[..., object]) -> None:
     )
     add(
         "--engine",
-        choices=ENGINES,
-        default="torch",
-        help="what runs the net: openvino is faster on a CPU and takes the .onnx beside the "
-        "weights, which python -m face_gender.export writes (default: torch)",
+        choices=("auto", "torch", "openvino"),
+        default="auto",
+        help="what runs the net: openvino takes the .onnx beside the weights, which python -m "
+        "face_gender.export writes; auto runs many pictures in 8 bits by openvino where it is "
+        "installed and that is faster, else torch (default: auto)",
     )
     add("--batch-size", type=positive, metavar="N", help="pictures at a time (default: chosen)")
     add("--workers", type=positive, metavar="N", help="threads (default: all processors)")

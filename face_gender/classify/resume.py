@@ -41,6 +41,14 @@ def partial_path(output: Path) -> Path:
     return path
 
 
+def begun_by(path: Path) -> dict[str, Any]:
+    """Return what unfinished results were predicted by, empty where there are none."""
+    with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+        header = json.loads(file.readline())
+        return header if isinstance(header, dict) else {}
+    return {}
+
+
 def read_partial(
     path: Path, origin: Mapping[str, Any], source: Source, names: Iterable[str]
 ) -> dict[str, Prediction]:

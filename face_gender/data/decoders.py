@@ -6,6 +6,7 @@ importing torch: few pictures are read sooner without.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ def load_decoders(pictures: int | None = None, threads: int = 1) -> None:
     With a number of ``pictures``, to be read by so many ``threads``: only where that saves time.
     To be called before these threads start: two that import at a time may wait for each other.
     """
-    if pictures is None or pictures >= _WORTH_IMPORT * threads:
+    is_free = "torchvision.io" in sys.modules
+    if is_free or pictures is None or pictures >= _WORTH_IMPORT * threads:
         for name in ("decode_jpeg", "decode_png"):
             load_decoder(name)
 

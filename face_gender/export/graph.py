@@ -50,10 +50,22 @@ def export(
     from face_gender.model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(weights, recipe, classes)
-    graph = _float_graph(checkpoint, weights)
-    precision: Precision = "float32"
+    batches = None
     if source is not None:
         batches = calibration_batches(checkpoint.preprocessing, source, names, pictures)
+    write_graph(checkpoint, weights, output, batches)
+
+
+def write_graph(
+    checkpoint: Checkpoint, weights: Path, output: Path, batches: Iterator[Batch] | None
+) -> None:
+    """Write the graph of the checkpoint in ``weights`` as `export` does, in 8 bits by ``batches``.
+
+    These are the graph's input: ``images`` (n, 3, H, W) float32, normalised. Raises InputError.
+    """
+    graph = _float_graph(checkpoint, weights)
+    precision: Precision = "float32"
+    if batches is not None:
         graph, precision = _int8_graph(graph, batches), "int8"
     import onnx
 

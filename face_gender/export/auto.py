@@ -1,0 +1,151 @@
+"""``--engine auto``: an 8-bit graph of the net, made at first use and kept in a cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from face_gender.classify.classifier import Classifier
+from face_gender.classify.engines import OpenVino
+from face_gender.classify.results import Skipped
+from face_gender.data.preprocessing import stack
+from face_gender.data.sources import Source
+from face_gender.errors import InputError, first_line
+from face_gender.export.graph import write_graph
+from face_gender.files import remove_leftovers, sha256_of
+
+if TYPE_CHECKING:
+    from face_gender.export.graph import Batch
+
+# From so many pictures on it saves more time than it takes to compile the graph, and to make it.
+WORTH_COMPILING = 1_000
+WORTH_MAKING = 10_000
+
+_CALIBRATED_ON, _CALIBRATION_BATCH = 300, 10
+_MOST_KEPT = 8  # graphs, of some 10 MB each
+_STALE = 3600  # seconds after which an unfinished file is nobody's
+_FORMAT = 1  # of the graphs; another number makes all of them anew
+
+
+def with_graph(
+    classifier: Classifier,
+    weights: Path,
+    source: Source,
+    names: Sequence[str],
+    begun: Mapping[str, Any],
+    say: Callable[[str], object],
+) -> Classifier:
+    """Return the classifier with the engine that labels these pictures soonest.
+
+    On a CPU that calculates in float32 alone, with OpenVINO installed, that is the 8-bit graph of
+    ``weights``: where it is kept already from WORTH_COMPILING pictures on, else from WORTH_MAKING.
+    It is fitted to the pictures themselves. ``begun``: the `classifier.origin` of a run that is
+    gone on with, whose engine is taken. Whatever fails, ``say`` is given the reason and the net
+    itself classifies.
+    """
+    on_slow_cpu = classifier.device.type == "cpu" and classifier.dtype == torch.float32
+    if not on_slow_cpu or begun.get("engine") == "torch" or not _installed("openvino"):
+        return classifier
+    path = None
+    try:
+        path = cached_path(classifier, weights, source, names)
+        if not path.is_file():
+            can_be_made = _installed("onnx", "onnxscript", "onnxruntime")
+            if begun or len(names) < WORTH_MAKING or not can_be_made:
+                return classifier
+            _make(path, classifier, weights, source, names, say)
+        elif not begun and len(names) < WORTH_COMPILING:
+            return classifier
+        return replace(classifier, engine=OpenVino(classifier.checkpoint, weights, graph=path))
+    except Exception as error:  # of libraries that are there for speed alone
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
+        say(f"by torch, as the 8-bit graph cannot be used ({first_line(error)})")
+        return classifier
+
+
+def cache_folder() -> Path:
+    """Return where graphs are kept: $XDG_CACHE_HOME, else the system's place for such files."""
+    place = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not place.is_absolute():
+        if sys.platform == "win32":
+            place = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        else:
+            place = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return place / "face-gender"
+
+
+def cached_path(
+    classifier: Classifier, weights: Path, source: Source, names: Sequence[str]
+) -> Path:
+    """Return where the graph of these weights lies, or would, as fitted to these pictures."""
+    calibration = [(name, source.stamp(name)) for name in _calibration(names)]
+    checkpoint = classifier.checkpoint
+    made_of = [
+        _FORMAT,
+        sha256_of(weights),
+        checkpoint.recipe.name,
+        checkpoint.classes,
+        classifier.detector is not None,
+        os.path.abspath(source.path),
+        calibration,
+    ]
+    return cache_folder() / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.onnx"
+
+
+def _installed(*names: str) -> bool:
+    return all(find_spec(name) is not None for name in names)
+
+
+def _calibration(names: Sequence[str]) -> list[str]:
+    """Return the pictures to fit to, taken evenly, so that all subfolders take part."""
+    count = min(_CALIBRATED_ON, len(names))
+    return [names[i * len(names) // count] for i in range(count)]
+
+
+def _make(
+    path: Path,
+    classifier: Classifier,
+    weights: Path,
+    source: Source,
+    names: Sequence[str],
+    say: Callable[[str], object],
+) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made") from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent} cannot be written")
+    say(f"fitting an 8-bit graph to these pictures, kept in {path.parent}: --engine torch does not")
+    write_graph(
+        classifier.checkpoint, weights, path, _batches(classifier, source, _calibration(names))
+    )
+    remove_leftovers(path.parent, seconds=_STALE)
+    kept = sorted(path.parent.glob("*.onnx"), key=os.path.getmtime)
+    for old in kept[:-_MOST_KEPT]:
+        with suppress(OSError):
+            old.unlink()
+
+
+def _batches(classifier: Classifier, source: Source, names: Sequence[str]) -> Iterator[Batch]:
+    """Yield the graph's input for these pictures, as the net is given it."""
+    for start in range(0, len(names), _CALIBRATION_BATCH):
+        read = [classifier.views(source, n) for n in names[start : start + _CALIBRATION_BATCH]]
+        pixels = [
+            view.prepared for views in read if not isinstance(views, Skipped) for view in views
+        ]
+        if pixels:
+            images = classifier.checkpoint.preprocessing.normalized(stack(pixels))
+            yield {"images": images.contiguous().numpy()}

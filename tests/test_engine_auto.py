@@ -1,0 +1,213 @@
+"""--engine auto: the 8-bit graph is made where that pays, kept, and never stands in the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_faces, save_colour_net
+
+import face_gender.classify.__main__ as process
+from face_gender.classify.classifier import Classifier, load_classifier, origin
+from face_gender.classify.resume import partial_path
+from face_gender.data.sources import FolderSource
+from face_gender.export import auto
+from face_gender.export.auto import cache_folder, cached_path, with_graph
+
+for library in ("openvino", "onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(library)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_colour_net(tmp_path_factory.mktemp("net") / "net.pth", seed=3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
+    """A folder of eight drawn faces, of which one is damaged."""
+    folder = make_faces(tmp_path_factory.mktemp("in"), 8, 0) / "male"
+    (folder / "m_0.jpg").write_bytes(b"text")
+    return FolderSource(folder)
+
+
+@pytest.fixture(scope="module")
+def kept(weights: Path, source: FolderSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the graph; the tests copy it."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(auto, "WORTH_MAKING", 8)
+        found = chosen(weights, source, said=said)
+        assert found.engine is not None
+        (sentence,) = said
+        assert str(cache_folder()) in sentence
+        assert [found.engine.path] == list(cache_folder().iterdir())
+        return cache_folder()
+
+
+@pytest.fixture
+def cache(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder of a test, which holds the graph already."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache_folder().mkdir(parents=True)
+    for path in kept.iterdir():
+        (cache_folder() / path.name).write_bytes(path.read_bytes())
+    return cache_folder()
+
+
+def net_of(weights: Path) -> Classifier:
+    return load_classifier(weights, device="cpu", mixed=False)
+
+
+def chosen(
+    weights: Path,
+    source: FolderSource,
+    begun: dict[str, str] | None = None,
+    said: list[str] | None = None,
+) -> Classifier:
+    say = said.append if said is not None else lambda text: pytest.fail(text)
+    names = sorted(source.names())
+    return with_graph(net_of(weights), weights, source, names, begun or {}, say)
+
+
+def engine_of(net: Classifier) -> str:
+    return "openvino" if net.engine else "torch"
+
+
+def test_a_graph_that_is_kept_is_used_from_so_many_pictures_on(
+    cache: Path, weights: Path, source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine_of(chosen(weights, source)) == "torch"
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 8)
+    monkeypatch.setattr(auto, "write_graph", lambda *_: pytest.fail("made again"))
+    net = chosen(weights, source)
+    assert net.engine is not None
+    assert origin(net, weights)["engine"] == "openvino"
+    batch = torch.randint(0, 256, (5, 3, 100, 80), dtype=torch.uint8)
+    assert torch.allclose(net.probabilities(batch), net_of(weights).probabilities(batch), atol=0.05)
+
+
+def test_few_pictures_leave_the_cache_alone(
+    weights: Path, source: FolderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert engine_of(chosen(weights, source)) == "torch"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("begun", "expected"), [("torch", "torch"), ("openvino", "openvino")])
+def test_a_run_that_is_gone_on_with_keeps_its_engine(
+    begun: str,
+    expected: str,
+    cache: Path,
+    weights: Path,
+    source: FolderSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if begun == "torch":  # else its number of pictures would not be worth it
+        monkeypatch.setattr(auto, "WORTH_COMPILING", 8)
+    assert engine_of(chosen(weights, source, {"engine": begun})) == expected
+
+
+def test_a_cpu_with_16_bits_and_other_devices_keep_torch(
+    cache: Path, weights: Path, source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 1)
+    names = sorted(source.names())
+    for change in ({"dtype": torch.bfloat16}, {"device": torch.device("cuda")}):
+        net = replace(net_of(weights), **change)  # type: ignore[arg-type]
+        assert with_graph(net, weights, source, names, {}, pytest.fail) is net
+
+
+def test_the_graph_is_bound_to_weights_and_pictures(
+    weights: Path, source: FolderSource, tmp_path: Path
+) -> None:
+    names = sorted(source.names())
+    path = cached_path(net_of(weights), weights, source, names)
+    assert path == cached_path(net_of(weights), weights, source, names)
+    other = save_colour_net(tmp_path / "other.pth", seed=4)
+    assert path != cached_path(net_of(other), other, source, names)
+    assert path != cached_path(net_of(weights), weights, source, names[1:])
+
+
+def unwritable(cache: Path, patch: pytest.MonkeyPatch) -> None:
+    cache.with_name("file").write_text("", encoding="utf-8")
+    patch.setenv("XDG_CACHE_HOME", str(cache.with_name("file")))
+
+
+def unmade(cache: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operator\nand a page of details")
+
+    next(cache.iterdir()).unlink()
+    patch.setattr(auto, "write_graph", fail)
+
+
+def damaged(cache: Path, patch: pytest.MonkeyPatch) -> None:
+    path = next(cache.iterdir())
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("harm", [unwritable, unmade, damaged])
+def test_whatever_fails_torch_classifies_and_a_sentence_says_so(
+    harm: Callable[[Path, pytest.MonkeyPatch], None],
+    cache: Path,
+    weights: Path,
+    source: FolderSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto, "WORTH_MAKING", 1)
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 1)
+    harm(cache, monkeypatch)
+    said: list[str] = []
+    assert engine_of(chosen(weights, source, said=said)) == "torch"
+    assert said[-1].startswith("by torch, as the 8-bit graph cannot be used (")
+    assert "\n" not in said[-1]
+    assert not any(cache.iterdir()) or harm is unwritable  # the next run makes it anew
+
+
+def test_too_many_graphs_are_not_kept(
+    cache: Path, weights: Path, source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        (cache / f"{i}.onnx").write_bytes(b"")
+    next(path for path in cache.iterdir() if path.stat().st_size).unlink()
+    monkeypatch.setattr(auto, "WORTH_MAKING", 8)
+    monkeypatch.setattr(auto, "write_graph", lambda _, __, path, ___: path.write_bytes(b"new"))
+    chosen(weights, source, said=[])
+    assert len(list(cache.iterdir())) < 10
+
+
+def test_the_command_says_what_it_does_and_goes_on_by_the_same_engine(
+    cache: Path,
+    weights: Path,
+    source: FolderSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("face_gender.classify.classifier.mixed_precision", lambda _: None)
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 8)
+    output = tmp_path / "r.json"
+    command = [str(source.path), "--weights", str(weights), "--output", str(output)]
+    command += ["--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "remove_partial", lambda _: None)  # as if it had been interrupted
+        assert process.main(command) == 0
+    assert "on cpu by openvino" in capsys.readouterr().err
+    whole, partial = output.read_bytes(), partial_path(output)
+    lines = partial.read_bytes().splitlines(keepends=True)
+    assert json.loads(lines[0])["engine"] == "openvino"
+    partial.write_bytes(b"".join(lines[:4]))
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 1_000)
+    assert process.main([*command, "--resume"]) == 0
+    assert "on cpu by openvino" in capsys.readouterr().err
+    assert output.read_bytes() == whole
+    partial.write_bytes(b"".join(lines[:4]))
+    assert process.main([*command, "--resume", "--engine", "torch"]) == 1
+    assert "different" in capsys.readouterr().err
