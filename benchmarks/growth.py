@@ -1,16 +1,20 @@
 """How time and memory grow with the number of pictures: one command each, one table each.
 
+python -m benchmarks.growth curve WORK [--counts 1000 10000 100000] [--plot docs/growth.png]
 python -m benchmarks.growth split WORK [--pictures 100000]
 python -m benchmarks.growth epoch WORK [--pictures 100000]
 python -m benchmarks.growth memory FOLDER [--counts 500 50000]
 python -m benchmarks.growth ray FOLDER [--pictures 3000]
 
-``split`` times data_split.py, whole process, on a folder of generated JPEGs of about 20 KB and on
-an archive of them, which it writes into WORK. ``epoch`` reads both as training does: how long until
-the first batch, and at the start and the end of an epoch pictures a second and the memory of the
-process and its workers (proportional set size; Linux). ``memory`` is the peak of process.py.
-``ray`` is the rate of examples/ray with 1 and 2 workers beside process.py with as many threads, by
-the time that more pictures take, so that the start of either is not in it.
+``curve`` runs data_split.py, an epoch of compact_cnn, process.py with that net, and the same with
+the results page, whole processes, on so many generated JPEGs of about 20 KB; seconds and peak
+memory (of the largest process) go into WORK/growth.csv as they come, and all that it holds into one
+plot. ``split`` times data_split.py, whole process, on such a folder and on an archive of it, which
+it writes into WORK. ``epoch`` reads both as training does: how long until the first batch, and at
+the start and the end of an epoch pictures a second and the memory of the process and its workers
+(proportional set size; Linux). ``memory`` is the peak of process.py. ``ray`` is the rate of
+examples/ray with 1 and 2 workers beside process.py with as many threads, by the time that more
+pictures take, so that the start of either is not in it.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from benchmarks.common import alternate, generate, machine, medians, pictures, seconds
 from face_gender.data.dataset import FaceDataset, make_loader
 from face_gender.data.index import Index
@@ -41,13 +47,94 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, count in (("split", 100_000), ("epoch", 100_000), ("memory", 0), ("ray", 3_000)):
+    for name, count in (
+        ("curve", 0), ("split", 100_000), ("epoch", 100_000), ("memory", 0), ("ray", 3_000),
+    ):  # fmt: skip
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path)
         command.add_argument("--pictures", type=int, default=count)
-        command.add_argument("--counts", type=int, nargs="+", default=[500, 5_000, 50_000])
+        counts = [1_000, 10_000] if name == "curve" else [500, 5_000, 50_000]
+        command.add_argument("--counts", type=int, nargs="+", default=counts)
+        command.add_argument("--plot", type=Path, default=Path("docs/growth.png"))
         command.add_argument("--repetitions", type=int, default=3)
     return parser.parse_args()
+
+
+def numbered(work: Path, count: int) -> Path:
+    """Return a data set of so many files: 500 generated pictures, each file with other bytes."""
+    drawn = [path.read_bytes() for path in generate(work / "drawn", 500, side=300, quality=96)]
+    data = work / f"data_{count}"
+    for label in () if data.exists() else ("male", "female"):
+        (data / label).mkdir(parents=True)
+        for i in range(count // 2):
+            comment = b"\xff\xfe\x00\x12" + f"{label[0]}{i:015}".encode()
+            jpeg = drawn[i % len(drawn)]
+            (data / label / f"{i:06}.jpg").write_bytes(jpeg[:2] + comment + jpeg[2:])
+    return data
+
+
+def run_whole(*arguments: object) -> tuple[float, float]:
+    """Run a command of the kit; return its seconds and the peak of its memory in MiB."""
+    started = time.perf_counter()
+    command = [sys.executable, *map(str, arguments)]
+    _, status, usage = os.wait4(subprocess.Popen(command, stderr=subprocess.DEVNULL).pid, 0)
+    if status:
+        raise SystemExit(f"{command[1:]} ended with status {status}.")
+    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return time.perf_counter() - started, peak
+
+
+def run_curve(options: argparse.Namespace) -> None:
+    """Write a row for each command and number of pictures, then the plot of all rows."""
+    work, table = options.folder, options.folder / "growth.csv"
+    work.mkdir(parents=True, exist_ok=True)
+    if not table.exists():
+        table.write_text("command,pictures,seconds,peak_mib\n", encoding="utf-8")
+    index, nets, result = (work / name for name in ("index.csv", "nets", "r.json"))
+    for count in options.counts:
+        data = numbered(work, count)
+        net = ("--weights", nets / "compact_cnn" / "epoch_0.pth", "--recursive", "--output", result)
+        commands = {
+            "data_split.py": (
+                "data_split.py", data, "--output", index, "--force", "--align", "never",
+            ),
+            "an epoch of compact_cnn": (
+                "-m", "face_gender.train", index, "--data", data, "--recipe", "compact_cnn",
+                "--epochs", 1, "--output", nets, "--device", "cpu", "--quiet",
+            ),
+            "process.py": ("process.py", data, *net, "--device", "cpu"),
+            "process.py --html": (
+                "process.py", data, *net, "--device", "cpu", "--html", work / "r.html",
+            ),
+        }  # fmt: skip
+        for name, command in commands.items():
+            seconds_, peak = run_whole(*command)
+            row = f"{name},{count},{seconds_:.2f},{peak:.0f}"
+            with open(table, "a", encoding="utf-8") as file:
+                file.write(row + "\n")
+            print(row, flush=True)
+    plot(table, options.plot)
+
+
+def plot(table: Path, output: Path) -> None:
+    """Draw seconds and memory by the number of pictures, of each command the last measured."""
+    from matplotlib.figure import Figure
+
+    rows = pd.read_csv(table).drop_duplicates(["command", "pictures"], keep="last")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    names = {"seconds": "time, s", "peak_mib": "peak memory, MiB"}
+    for axes, (column, title) in zip(figure.subplots(1, 2), names.items(), strict=True):
+        for command, each in rows.sort_values("pictures").groupby("command", sort=False):
+            axes.plot(each["pictures"], each[column], marker="o", label=command)
+        axes.set(xscale="log", yscale="log", xlabel="pictures", ylabel=title)
+        axes.set_ylim(bottom=1 if column == "seconds" else 100)
+        axes.grid(visible=True, which="major", alpha=0.3)
+    least, most = rows["pictures"].min(), rows["pictures"].max()
+    first = figure.axes[0]
+    base = rows.loc[rows["pictures"] == most, "seconds"].max()
+    first.plot([least, most], [base * least / most, base], ":", color="gray", label="in proportion")
+    first.legend(fontsize="small")
+    figure.savefig(output, dpi=120)
 
 
 def data_in(work: Path, count: int) -> dict[str, Path]:
@@ -143,11 +230,7 @@ def run_memory(options: argparse.Namespace) -> None:
     for count in options.counts:
         with tempfile.TemporaryDirectory() as work:
             folder, output = linked(options.folder, count, Path(work)), str(Path(work) / "r.json")
-            command = [sys.executable, "process.py", str(folder), "--output", output, "--quiet"]
-            _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
-        if status:
-            raise SystemExit(f"process.py ended with status {status}.")
-        peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+            _, peak = run_whole("process.py", folder, "--output", output, "--quiet")
         first = first or peak
         print(f"| {count:,} | {peak:,.0f} | {peak / first:.3f} |", flush=True)
 
@@ -190,7 +273,10 @@ def main() -> None:
     """Run the benchmark."""
     options = parse()
     print(machine())
-    commands = {"split": run_split, "epoch": run_epoch, "memory": run_memory, "ray": run_ray}
+    commands = {
+        "curve": run_curve, "split": run_split, "epoch": run_epoch, "memory": run_memory,
+        "ray": run_ray,
+    }  # fmt: skip
     commands[options.command](options)
 
 

@@ -41,7 +41,8 @@ def kept(weights: Path, source: FolderSource, tmp_path_factory: pytest.TempPathF
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(auto, "WORTH_MAKING", 8)
+        for name in ("WORTH_COMPILING", "WORTH_MAKING"):
+            patch.setattr(auto, name, 8)
         found = chosen(weights, source, said=said)
         assert found.engine is not None
         (sentence,) = said
@@ -177,7 +178,8 @@ def test_too_many_graphs_are_not_kept(
     for i in range(20):
         (cache / f"{i}.onnx").write_bytes(b"")
     next(path for path in cache.iterdir() if path.stat().st_size).unlink()
-    monkeypatch.setattr(auto, "WORTH_MAKING", 8)
+    for name in ("WORTH_COMPILING", "WORTH_MAKING"):
+        monkeypatch.setattr(auto, name, 8)
     monkeypatch.setattr(auto, "write_graph", lambda _, __, path, ___: path.write_bytes(b"new"))
     chosen(weights, source, said=[])
     assert len(list(cache.iterdir())) < 10

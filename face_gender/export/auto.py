@@ -54,7 +54,8 @@ def with_graph(
     itself classifies.
     """
     on_slow_cpu = classifier.device.type == "cpu" and classifier.dtype == torch.float32
-    if not on_slow_cpu or begun.get("engine") == "torch" or not _installed("openvino"):
+    is_worth_it = begun.get("engine") == "openvino" if begun else len(names) >= WORTH_COMPILING
+    if not on_slow_cpu or not is_worth_it or not _installed("openvino"):
         return classifier
     path = None
     try:
@@ -64,8 +65,6 @@ def with_graph(
             if begun or len(names) < WORTH_MAKING or not can_be_made:
                 return classifier
             _make(path, classifier, weights, source, names, say)
-        elif not begun and len(names) < WORTH_COMPILING:
-            return classifier
         return replace(classifier, engine=OpenVino(classifier.checkpoint, weights, graph=path))
     except Exception as error:  # of libraries that are there for speed alone
         if path is not None:
