@@ -26,10 +26,10 @@ def main() -> int:
         classifier = load_classifier(ROOT / "model_weights" / "shipped.pth")
         source, names = find_images(ROOT / "samples", recursive=True)
         portraits = [name for name in names if name.split("/")[0] in CLASSES]
-        chosen = np.random.default_rng(0).permutation(portraits)[:16].tolist()
+        chosen = np.random.default_rng(0).permutation(portraits)[:20].tolist()
         answers = [
             each for each in classify(classifier, source, chosen) if isinstance(each, Prediction)
-        ]
+        ][:16]
         labels = [each.name.split("/")[0] for each in answers]
         figure = predictions_grid(answers, labels, source)
         figure.savefig(ROOT / "docs" / "samples.png", dpi=110)
