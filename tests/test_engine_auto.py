@@ -42,7 +42,7 @@ def kept(weights: Path, source: FolderSource, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for name in ("WORTH_COMPILING", "WORTH_MAKING"):
-            patch.setattr(auto, name, 8)
+            patch.setattr(auto, name, 0)
         found = chosen(weights, source, said=said)
         assert found.engine is not None
         (sentence,) = said
@@ -84,7 +84,7 @@ def test_a_graph_that_is_kept_is_used_from_so_many_pictures_on(
     cache: Path, weights: Path, source: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine_of(chosen(weights, source)) == "torch"
-    monkeypatch.setattr(auto, "WORTH_COMPILING", 8)
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
     monkeypatch.setattr(auto, "write_graph", lambda *_: pytest.fail("made again"))
     net = chosen(weights, source)
     assert net.engine is not None
@@ -111,14 +111,14 @@ def test_a_run_that_is_gone_on_with_keeps_its_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if begun == "torch":  # else its number of pictures would not be worth it
-        monkeypatch.setattr(auto, "WORTH_COMPILING", 8)
+        monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
     assert engine_of(chosen(weights, source, {"engine": begun})) == expected
 
 
 def test_a_cpu_with_16_bits_and_other_devices_keep_torch(
     cache: Path, weights: Path, source: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
     names = sorted(source.names())
     for change in ({"dtype": torch.bfloat16}, {"device": torch.device("cuda")}):
         net = replace(net_of(weights), **change)  # type: ignore[arg-type]
@@ -162,8 +162,8 @@ def test_whatever_fails_torch_classifies_and_a_sentence_says_so(
     source: FolderSource,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(auto, "WORTH_MAKING", 1)
-    monkeypatch.setattr(auto, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(auto, "WORTH_MAKING", 0)
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
     harm(cache, monkeypatch)
     said: list[str] = []
     assert engine_of(chosen(weights, source, said=said)) == "torch"
@@ -179,7 +179,7 @@ def test_too_many_graphs_are_not_kept(
         (cache / f"{i}.onnx").write_bytes(b"")
     next(path for path in cache.iterdir() if path.stat().st_size).unlink()
     for name in ("WORTH_COMPILING", "WORTH_MAKING"):
-        monkeypatch.setattr(auto, name, 8)
+        monkeypatch.setattr(auto, name, 0)
     monkeypatch.setattr(auto, "write_graph", lambda _, __, path, ___: path.write_bytes(b"new"))
     chosen(weights, source, said=[])
     assert len(list(cache.iterdir())) < 10
@@ -194,7 +194,7 @@ def test_the_command_says_what_it_does_and_goes_on_by_the_same_engine(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("face_gender.classify.classifier.mixed_precision", lambda _: None)
-    monkeypatch.setattr(auto, "WORTH_COMPILING", 8)
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
     output = tmp_path / "r.json"
     command = [str(source.path), "--weights", str(weights), "--output", str(output)]
     command += ["--device", "cpu"]

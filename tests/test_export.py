@@ -230,7 +230,8 @@ def test_where_classes_are_close_the_net_is_asked(exported: Path) -> None:
 def test_what_is_close_does_not_hang_on_the_temperature(exported: Path, temperature: float) -> None:
     net = load_classifier(exported, device="cpu", mixed=False)
     checkpoint = replace(net.checkpoint, temperature=temperature)
-    engine = _Fixed([[0.4, 0.0], [0.0, 0.1]])  # 0.2 and 0.05 apart
+    just_apart = float(np.log((1 + MARGIN) / (1 - MARGIN))) + 0.01
+    engine = _Fixed([[just_apart, 0.0], [0.0, 0.1]])
     mixed = Classifier(checkpoint, net.model, net.device, net.dtype, engine)
     pixels = some_pixels(2)
     found = mixed.probabilities(pixels)
