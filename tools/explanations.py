@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from face_gender.data.images import load_pixels
+from face_gender.data.landmarks import prepared
 from face_gender.data.preprocessing import Preprocessing, stack
 from face_gender.data.sources import find_images
+from face_gender.faces.detector import load_detector
 from face_gender.model.checkpoint import load_checkpoint
 from face_gender.model.explain import explain
 
@@ -24,13 +26,14 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.3)
 
 
 def choose(data: Path, preprocessing: Preprocessing, count: int, seed: int) -> Tensor:
-    """Return ``count`` pictures of each folder, normalised."""
+    """Return ``count`` pictures of each folder as the net is given them."""
     source, names = find_images(data, recursive=True)
     by_folder: dict[str, list[str]] = defaultdict(list)
     for i in np.random.default_rng(seed).permutation(len(names)):
         by_folder[names[i].rpartition("/")[0]].append(names[i])
     chosen = [name for folder in sorted(by_folder) for name in by_folder[folder][:count]]
-    pixels = [preprocessing.resized(load_pixels(name, source)) for name in chosen]
+    detector = load_detector() if preprocessing.aligns else None
+    pixels = [prepared(preprocessing, load_pixels(name, source), detector) for name in chosen]
     return preprocessing.normalized(stack(pixels))
 
 
