@@ -73,15 +73,26 @@ def numbered(work: Path, count: int) -> Path:
     return data
 
 
+# Started by a small process: Linux counts the memory of the one that forks as the new one's peak.
+LAUNCH = """
+import os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(status, time.perf_counter() - started, usage.ru_maxrss)
+"""
+
+
 def run_whole(*arguments: object) -> tuple[float, float]:
     """Run a command of the kit; return its seconds and the peak of its memory in MiB."""
-    started = time.perf_counter()
     command = [sys.executable, *map(str, arguments)]
-    _, status, usage = os.wait4(subprocess.Popen(command, stderr=subprocess.DEVNULL).pid, 0)
-    if status:
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCH, *command], check=True, capture_output=True, text=True
+    )
+    status, taken, peak = done.stdout.split()
+    if status != "0":
         raise SystemExit(f"{command[1:]} ended with status {status}.")
-    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return time.perf_counter() - started, peak
+    return float(taken), int(peak) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def run_curve(options: argparse.Namespace) -> None:
