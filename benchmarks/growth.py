@@ -135,8 +135,9 @@ def plot(table: Path, output: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     names = {"seconds": "time, s", "peak_mib": "peak memory, MiB"}
     for axes, (column, title) in zip(figure.subplots(1, 2), names.items(), strict=True):
-        for command, each in rows.sort_values("pictures").groupby("command", sort=False):
-            axes.plot(each["pictures"], each[column], marker="o", label=command)
+        by_command = rows.sort_values("pictures").groupby("command", sort=False)
+        for marker, (command, each) in zip("os^D", by_command, strict=False):
+            axes.plot(each["pictures"], each[column], marker=marker, label=command)
         axes.set(xscale="log", yscale="log", xlabel="pictures", ylabel=title)
         axes.set_ylim(bottom=1 if column == "seconds" else 100)
         axes.grid(visible=True, which="major", alpha=0.3)
