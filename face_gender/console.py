@@ -184,6 +184,12 @@ class _Lines:
         """Do nothing: lines are written at once."""
 
 
+def in_notebook() -> bool:
+    """Tell whether this is a notebook's process, and not one that has imported a part of Jupyter."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
 def progress_bar(
     total: int, desc: str, unit: str = "img", *, shown: bool = True, initial: int = 0
 ) -> tqdm[Any]:
@@ -195,10 +201,11 @@ def progress_bar(
     from tqdm.auto import tqdm
 
     how: dict[str, Any] = {"delay": 2, "leave": False}
-    drawn = "ipykernel" in sys.modules or getattr(sys.stderr, "isatty", bool)()
-    if drawn and "ipykernel" not in sys.modules:
+    if in_notebook():
+        pass  # which has a bar of its own
+    elif getattr(sys.stderr, "isatty", bool)():
         how["file"] = Stderr()
-    elif not drawn:
+    else:
         form = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left{postfix}"
         how |= {"file": _Lines(), "mininterval": 30, "maxinterval": 30, "bar_format": form}
     return tqdm(total=total, desc=desc, unit=unit, disable=not shown, initial=initial, **how)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from face_gender.console import progress_bar
+from face_gender.console import in_notebook, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -48,3 +49,16 @@ def test_quiet_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         bar.update(4)
         bar.refresh()
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_part_of_jupyter_makes_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar in a notebook's way would write to stderr itself, and end with it."""
+    shell = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not in_notebook()
+    with progress_bar(10, "index") as bar:
+        assert not isinstance(bar.fp, io.StringIO) and bar.mininterval == 30
+    shell.kernel = "a kernel"
+    assert in_notebook()

@@ -458,13 +458,16 @@ def test_output_never_replaces_an_input(name: str, folder: Path, weights: Path, 
 def test_a_stderr_that_takes_nothing_costs_no_result(
     stderr: str | None, folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+
     class Full:
         def write(self, text: str = "") -> int:
+            said.append(text)
             raise BrokenPipeError(32, "Broken pipe")
 
         flush = write
 
     (folder / "bad.jpg").write_text("text")
     monkeypatch.setattr(sys, "stderr", None if stderr is None else Full())
-    assert run(folder, "--weights", weights) == 0
+    assert run(folder, "--weights", weights) == 0, said
     assert results() == EXPECTED
