@@ -185,7 +185,7 @@ class _Lines:
 
 
 def in_notebook() -> bool:
-    """Tell whether this is a notebook's process, and not one that has imported a part of Jupyter."""
+    """Tell whether a notebook runs this process; others may have imported a part of Jupyter."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
