@@ -51,6 +51,8 @@ MIDDLE = Look(640, 0, 0.6)
 FAR = Look(1280, 0, 0.6)
 # Below this many of a look's pixels the landmarks are rough, and the next look is taken.
 SMALL_FACE = 20
+# In narrower strips the net finds faces now and then, in the same pixels: a border widens them.
+LEAST_SIDE = 64
 # Of faces upright most score above this; of faces upside down most are found too, none above it.
 SURE = 0.89
 # Quarter turns in the order of trial; how much a later one must score, and by how much more.
@@ -165,11 +167,11 @@ class Detector:
         scale = look.side / max(pixels.shape[:2])
         small, ratios = self._scaled(pixels, scale if look.border else min(2.0, scale))
         height, width = small.shape[:2]
-        left = top = 0
-        if look.border:
-            square = look.side + 2 * look.border
-            left, top = (square - width) // 2, (square - height) // 2
-            canvas = np.full((square, square, 3), GREY, np.uint8)
+        least = look.side + 2 * look.border if look.border else LEAST_SIDE
+        tall, wide = max(height, least), max(width, least)
+        left, top = (wide - width) // 2, (tall - height) // 2
+        if (tall, wide) != (height, width):
+            canvas = np.full((tall, wide, 3), GREY, np.uint8)
             canvas[top : top + height, left : left + width] = small
             small = canvas
         shift = -np.array((left, top)) * ratios
@@ -194,7 +196,9 @@ class Detector:
         net.setScoreThreshold(score)
         _, rows = net.detect(np.ascontiguousarray(canvas[..., ::-1]))
         rows = np.empty((0, 15)) if rows is None else rows.astype(np.float64)
-        rows = rows[np.isfinite(rows).all(1) & (rows[:, 2:4] > 0).all(1)]
+        sides = rows[:, 2:4]
+        is_box = (sides > 1).all(1) & (sides < 2 * max(canvas.shape)).all(1)
+        rows = rows[np.isfinite(rows).all(1) & is_box]
         return [
             Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2), float(row[14])) for row in rows
         ]
