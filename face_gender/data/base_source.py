@@ -64,7 +64,7 @@ class DriveGoneError(InputError):
     CURE = ": connect it, and the same command with --resume goes on."
 
     def __str__(self) -> str:
-        return super().__str__().removesuffix(self.CURE) + self.CURE
+        return super().__str__() + self.CURE
 
 
 class BaseSource:

@@ -239,10 +239,8 @@ class EpochSampler(Sampler[list[int]]):
             order = np.random.default_rng([self.seed % 2**64, self.epoch]).permutation(order)
         if self.excluded:
             order = order[~np.isin(order, list(self.excluded))]
-        for batch in range(len(self)):
-            start = batch * self.batch_size
-            is_last = batch == len(self) - 1
-            whole = order[start:] if is_last else order[start : start + self.batch_size]
+        starts = [batch * self.batch_size for batch in range(len(self))]
+        for whole in np.split(order, starts[1:])[: len(starts)]:  # of nothing, split makes one
             first, end = (len(whole) * (self.rank + i) // self.world_size for i in (0, 1))
             yield whole[first:end].tolist()
 
@@ -265,8 +263,8 @@ class FaceLoader(DataLoader[Any]):
             if not self.num_workers:
                 raise
             # torch puts the traceback of the worker before the sentence, and the type between.
-            last = str(error.args[0]).splitlines()[-1]
-            raise DriveGoneError(last.partition("DriveGoneError: ")[2]) from error
+            sentence = str(error.args[0]).splitlines()[-1].partition("DriveGoneError: ")[2]
+            raise DriveGoneError(sentence.removesuffix(DriveGoneError.CURE)) from error
         except (RuntimeError, OSError) as error:
             words = (
                 "DataLoader worker (pid",
