@@ -124,7 +124,7 @@ def classify_folder(
     from face_gender.classify.results import Skipped
     from face_gender.data.decoders import load_decoders
 
-    load = choose_load(classifier.device, len(names), options.batch_size, options.workers)
+    load = choose_load(classifier, len(names), options.batch_size, options.workers)
     announce(options, classifier, load)
     by = origin(classifier, options.weights)
     known = read_partial(partial, by, source, names) if options.resume else {}

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # Pictures that a thread takes at a time: a core's cache is small, a GPU wants many.
 _BATCH = {"cpu": 16, "cuda": 64}
+# With an engine four such batches: the net is then not asked for two or three pictures at a time.
+_BATCH_WITH_ENGINE = 64
 # Faces that the net takes at a time: a group photograph may hold a thousand.
 _MOST_VIEWS = 256
 
@@ -107,7 +109,8 @@ class Classifier:
     def _by_engine(self, pixels: Tensor) -> Tensor:
         assert self.engine is not None
         rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        outputs = torch.from_numpy(self.engine.outputs(rows))
+        parts = [rows[i : i + _BATCH["cpu"]] for i in range(0, len(rows), _BATCH["cpu"])]
+        outputs = torch.from_numpy(np.concatenate([self.engine.outputs(part) for part in parts]))
         # Of temperature 1, as MARGIN was measured: how far off the engine is does not hang on T.
         first, second = probabilities_of(outputs, 1.0).topk(2).values.unbind(1)
         close = first - second < MARGIN
@@ -268,14 +271,15 @@ def _faces_of(classifier: Classifier) -> str:
 
 
 def choose_load(
-    device: torch.device,
+    classifier: Classifier,
     count: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> tuple[int, int]:
     """Return (pictures in a batch, threads) for ``count`` pictures, keeping what is given."""
     workers = workers or cpu_count()
-    batch_size = batch_size or _BATCH.get(device.type, 32)
+    usual = _BATCH_WITH_ENGINE if classifier.engine else _BATCH.get(classifier.device.type, 32)
+    batch_size = batch_size or usual
     if count is not None:  # that a small folder is shared too
         batch_size = max(1, min(batch_size, math.ceil(count / workers)))
     return batch_size, workers
@@ -296,7 +300,7 @@ def classify(
     that cannot be counted, call `decoders.load_decoders` before, where they are many.
     """
     count = len(names) if isinstance(names, Sized) else None
-    batch_size, workers = choose_load(classifier.device, count, batch_size, workers)
+    batch_size, workers = choose_load(classifier, count, batch_size, workers)
     load_decoders(count or 0, workers)
     remaining = iter(names)
     threads = torch.get_num_threads()
