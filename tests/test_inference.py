@@ -171,7 +171,7 @@ def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: P
      ((3, 7, 2), (2, 2)), ((None, None, 4), (16, 4)), ((1, None, 4), (1, 4))],
 )  # fmt: skip
 def test_a_small_folder_is_shared_by_all_threads(given_: tuple, chosen: tuple) -> None:
-    assert choose_load(torch.device("cpu"), *given_) == chosen
+    assert choose_load(echo_classifier(), *given_) == chosen
 
 
 def test_names_may_come_one_by_one(mixed: Path) -> None:
