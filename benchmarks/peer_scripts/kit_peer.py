@@ -1,0 +1,40 @@
+"""The kit: its Python interface for training, process.py's own function for a folder."""
+
+import peer_watch
+import torch
+
+options = peer_watch.options
+
+# user begins
+from face_gender.classify.__main__ import main as process  # noqa: E402
+from face_gender.model.recipes import get_recipe  # noqa: E402
+from face_gender.train.loop import train  # noqa: E402
+
+
+def recipe():
+    size = (options.size, options.size)
+    changes = {"epochs": 1, "batch_size": options.batch, "learning_rate": options.rate}
+    return get_recipe("resnet18", size, init=options.init, frozen=(), amsgrad=False, **changes)
+
+
+def fit():
+    return [epoch.val_accuracy for epoch in train(recipe(), options.index)]
+
+
+def classify(*weights):
+    process([options.pictures, "--output", options.output, *weights])
+
+
+# user ends
+if __name__ == "__main__":
+    if not options.bf16:
+        # The kit asks the processor, which does not know that its instructions are not to be used.
+        torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+    if options.mode == "train":
+        peer_watch.report(accuracy=fit()[0])
+    elif options.mode == "photos":
+        classify("--weights", options.shipped)
+        peer_watch.report()
+    else:
+        classify("--weights", "model_weights/best.pth")
+        peer_watch.report()
