@@ -45,6 +45,7 @@ SHIPPED = ROOT / "model_weights" / "shipped.pth"
 KIT = "kit"
 PEERS = (KIT, "torch", "fastai", "timm", "ultralytics", "hugging_face")
 PHOTO_PEERS = (KIT, "deepface_like")
+LABELS, SPLITS = ("male", "female"), ("train", "val")
 BATCH, RATE = 64, 3e-4
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
@@ -80,7 +81,7 @@ def lay_out(data: Path, count: int, photos: int, work: Path) -> dict[str, str]:
     ``work``/photos some of them in a larger frame. Names tell nothing: the labels are by name.
     """
     shutil.rmtree(work, ignore_errors=True)
-    for folder in ("pictures", "photos", *(f"data/{s}/{n}" for s in LAYOUT for n in LABELS)):
+    for folder in ("pictures", "photos", *(f"data/{s}/{n}" for s in SPLITS for n in LABELS)):
         (work / folder).mkdir(parents=True)
     drawn, half = random.Random(0), count // 2
     chosen = []
@@ -106,9 +107,6 @@ def lay_out(data: Path, count: int, photos: int, work: Path) -> dict[str, str]:
             labels[f"{i:05}.jpg"] = label
     (work / "data" / "index.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return labels
-
-
-LABELS, LAYOUT = ("male", "female"), ("train", "val")
 
 
 def write_weights(work: Path) -> None:
@@ -267,11 +265,20 @@ def table(rows: dict[str, Row]) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
+def save(report: Row, path: Path) -> None:
+    """Write all figures so far."""
+    text = json.dumps(report, indent=2)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is missing and print all; 1 where a row failed."""
     options = parse(arguments)
-    described = {"machine": machine(), "pictures": options.pictures, "photos": options.photos}
-    report = {**described, "rows": {}}
+    described = {
+        "machine": machine(), "data": options.data.resolve().name, "pictures": options.pictures,
+        "photos": options.photos,
+    }  # fmt: skip
+    report: Row = {**described, "rows": {}}
     if options.output.exists():
         report = json.loads(options.output.read_text(encoding="utf-8"))
         if any(report[name] != value for name, value in described.items()):
@@ -289,8 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:  # whatever a peer does is its row
             said = getattr(error, "stderr", None) or f"{type(error).__name__}: {first_line(error)}"
             row["failed"] = said.strip().splitlines()[-1].replace("|", "/")
-        text = json.dumps(report, indent=2)
-        write_atomically(options.output, lambda file, text=text: file.write(text.encode()))
+        save(report, options.output)
         print(key, row, flush=True)
     print(report["machine"], table(report["rows"]), sep="\n\n")
     return int(any("failed" in row for row in report["rows"].values()))

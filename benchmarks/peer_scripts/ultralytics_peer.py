@@ -14,7 +14,6 @@ peer_watch.least = 2
 from ultralytics import YOLO  # noqa: E402
 from ultralytics.models.yolo.classify import ClassificationTrainer  # noqa: E402
 
-
 # As the files of models that it comes with name torchvision's ResNet18, but with its own head.
 NET = """
 nc: 2
