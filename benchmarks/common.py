@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def ratios(found: Mapping[str, Sequence[float]], base: str) -> dict[str, float]:
         name: statistics.median(a / b for a, b in zip(values, found[base], strict=True))
         for name, values in found.items()
     }
+
+
+def memory_of(pid: int) -> float:
+    """Return the proportional set size, in MiB, of a process and all that it started (Linux)."""
+    total, waiting = 0, [pid]
+    while waiting:
+        home = Path("/proc", str(waiting.pop()))
+        with suppress(OSError):  # it may end at any time
+            for line in (home / "smaps_rollup").read_text(encoding="ascii").splitlines():
+                total += int(line.split()[1]) if line.startswith("Pss:") else 0
+            for children in home.glob("task/*/children"):
+                waiting += map(int, children.read_text(encoding="ascii").split())
+    return total / 1024
 
 
 def generate(folder: Path, count: int, side: int = 200, quality: int = 90) -> list[Path]:

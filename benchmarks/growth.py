@@ -34,7 +34,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.common import alternate, generate, machine, medians, pictures, seconds
+from benchmarks.common import (
+    alternate,
+    generate,
+    machine,
+    medians,
+    memory_of,
+    pictures,
+    seconds,
+)
 from face_gender.data.dataset import FaceDataset, make_loader
 from face_gender.data.index import Index
 from face_gender.model.recipes import get_recipe
@@ -184,16 +192,6 @@ def run_split(options: argparse.Namespace) -> None:
         print(f"| {name} | {value:.2f} |")
 
 
-def memory() -> float:
-    """Return the proportional set size of this process and its children together, in MiB."""
-    pids = [os.getpid(), *(each.pid for each in multiprocessing.active_children())]
-    sizes = []
-    for pid in pids:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        sizes += [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
-    return sum(sizes) / 1024
-
-
 def read_epoch(index: Path, data: Path) -> str:
     """Read all pictures once, in an order drawn, as training does; return a row of the table."""
     started = time.perf_counter()
@@ -204,8 +202,8 @@ def read_epoch(index: Path, data: Path) -> str:
         moments.append(time.perf_counter())
         counts.append(len(batch.labels))
         if len(counts) == PART // BATCH:
-            sizes.append(memory())
-    sizes.append(memory())
+            sizes.append(memory_of(os.getpid()))
+    sizes.append(memory_of(os.getpid()))
     part = min(PART // BATCH, len(counts) // 2)
     first = sum(counts[1 : part + 1]) / (moments[part] - moments[0])
     last = sum(counts[-part:]) / (moments[-1] - moments[-part - 1])

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.common import machine
+from benchmarks.common import machine, memory_of
 from face_gender.devices import mixed_precision
 from face_gender.errors import first_line
 from face_gender.files import cpu_count, write_atomically
@@ -150,19 +150,6 @@ def lines_of(script: Path) -> int:
     return sum(bool(line) and not line.startswith("#") for line in lines)
 
 
-def memory_of(pid: int) -> int:
-    """Return the proportional set size, in KiB, of a process and all that it started."""
-    total, waiting = 0, [pid]
-    while waiting:
-        home = Path("/proc", str(waiting.pop()))
-        with suppress(OSError):  # it may end at any time
-            for line in (home / "smaps_rollup").read_text(encoding="ascii").splitlines():
-                total += int(line.split()[1]) if line.startswith("Pss:") else 0
-            for children in home.glob("task/*/children"):
-                waiting += map(int, children.read_text(encoding="ascii").split())
-    return total
-
-
 def run(command: list[str], folder: Path, added: dict[str, str], timeout: float) -> Row:
     """Run a script that prints a line of JSON last; return that and the peak of memory.
 
@@ -170,7 +157,7 @@ def run(command: list[str], folder: Path, added: dict[str, str], timeout: float)
     """
     # What was imported once is to be there, compiled, as on a user's machine.
     kept = {name: each for name, each in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    log, peak, deadline = folder / "log.txt", 0, time.monotonic() + timeout
+    log, peak, deadline = folder / "log.txt", 0.0, time.monotonic() + timeout
     with open(log, "w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(
             command, cwd=folder, env={**kept, **added}, stdout=said,
@@ -191,7 +178,7 @@ def run(command: list[str], folder: Path, added: dict[str, str], timeout: float)
     if process.returncode:
         raise RuntimeError(f"exit code {process.returncode}: {lines[-1][:300]}")
     found: Row = json.loads(lines[-1])
-    return {**found, "peak_mib": peak / 1024}
+    return {**found, "peak_mib": peak}
 
 
 def measure(peer: str, row: Row, settings: Row, options: argparse.Namespace) -> None:
