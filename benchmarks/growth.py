@@ -205,6 +205,8 @@ def read_epoch(index: Path, data: Path) -> str:
             sizes.append(memory_of(os.getpid()))
     sizes.append(memory_of(os.getpid()))
     part = min(PART // BATCH, len(counts) // 2)
+    if not part:
+        raise SystemExit(f"--pictures {sum(counts)} are one batch: give {2 * BATCH} or more.")
     first = sum(counts[1 : part + 1]) / (moments[part] - moments[0])
     last = sum(counts[-part:]) / (moments[-1] - moments[-part - 1])
     return (f"{moments[0] - started:.2f} s | {first:,.0f} | {last:,.0f} | {last / first:.2f} | "

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from face_gender import CLASSES
+from face_gender.classify.page import as_json, fill
 from face_gender.files import write_atomically
 
 # Title and explanation of every issue, in the order of their tabs: wrong labels cost most.
@@ -88,7 +87,6 @@ _COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
 _OPTIONAL = ("looks_like", "related_labels")
 # "<" would end the script that holds the data; lone surrogates are in no encoding; the others are
 # unsafe or invisible in some parser. All of them stand inside strings, where \uXXXX is the same.
-_UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 # How many pieces a related path may fall into because its name holds the separator itself.
 _MOST_PIECES = 4
 
@@ -133,17 +131,11 @@ def write_page(
     }
     pieces = {
         "title": (html.escape(title).encode("utf-8", "backslashreplace"),),
-        "data": (_as_json(data),),
+        "data": (as_json(data),),
         "thumbnails": store.blocks(),
     }
-    # The odd parts are the names of placeholders; nothing that is filled in is looked at again.
-    parts = re.split(r"\{\{(\w+)\}\}", _TEMPLATE.read_text(encoding="utf-8"))
-
-    def chunks() -> Iterator[bytes]:
-        for i, part in enumerate(parts):
-            yield from pieces[part] if i % 2 else (part.encode(),)
-
-    write_atomically(path, lambda file: file.writelines(chunks()))
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    write_atomically(path, lambda file: file.writelines(fill(template, pieces)))
 
 
 class _Store:
@@ -257,8 +249,3 @@ def _packed(row: _Finding, store: _Store) -> list[Any]:
         row.suggestion,
         row.looks_like,
     ]
-
-
-def _as_json(data: object) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()

@@ -26,7 +26,7 @@ from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Reader
-from face_gender.devices import is_out_of_memory, mixed_precision, pick_device
+from face_gender.devices import halving_on_oom, mixed_precision, pick_device
 from face_gender.errors import InputError, first_line
 from face_gender.faces.alignment import align as aligned
 from face_gender.faces.detector import Detector, Face, load_detector
@@ -87,19 +87,14 @@ class Classifier:
         May be called from several threads. A batch that does not fit into memory is halved.
         """
         try:
-            return self._by_engine(pixels) if self.engine else self._by_model(pixels)
+            return halving_on_oom(self._by_engine if self.engine else self._by_model, pixels)
         except (RuntimeError, AssertionError, ValueError) as error:
-            if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
-                height, width = pixels.shape[-2:]
-                reason = first_line(error).split(". ")[0]
-                raise InputError(
-                    f"{self.checkpoint.recipe.arch} cannot run on pictures of {height} x {width} "
-                    f"pixels ({reason}): use other weights, or --device cpu."
-                ) from error
-        # Outside the handler, which keeps what does not fit alive.
-        if len(pixels) == 1:
-            raise InputError("memory is too small for a single picture: use --device cpu.")
-        return torch.cat([self.probabilities(half) for half in pixels.tensor_split(2)])
+            height, width = pixels.shape[-2:]
+            reason = first_line(error).split(". ")[0]
+            raise InputError(
+                f"{self.checkpoint.recipe.arch} cannot run on pictures of {height} x {width} "
+                f"pixels ({reason}): use other weights, or --device cpu."
+            ) from error
 
     def _by_model(self, pixels: Tensor) -> Tensor:
         images = self.checkpoint.preprocessing.normalized(pixels.to(self.device))
