@@ -1,7 +1,7 @@
 """Train and run a classifier that tells male from female face pictures.
 
 ``face_gender.load().classify("folder")`` returns a table of predictions. Importing the package does
-no work and pulls in no library: torch is imported at `load`. Everything else is in the rooms
+no work and pulls in no library: torch is imported at `load`. Everything else is in the packages
 ``data``, ``model``, ``train``, ``evaluate``, ``classify``, ``export`` and ``audit``.
 """
 

@@ -60,7 +60,7 @@ def in_bits(precision: torch.dtype | None) -> str:
 
 
 def forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> Tensor:
-    """Return a net's outputs in float32, calculated in ``precision`` where that is given."""
+    """Return the outputs (n, classes) float32 of images (n, 3, H, W), computed in ``precision``."""
     with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
         outputs: Tensor = model(images)
     return outputs.float()
@@ -73,7 +73,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def halving_on_oom(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Return what a function makes of a batch, of its halves where memory is too small, joined.
+    """Return what a function makes of a batch (n, …): of its halves where memory is too small.
 
     Raises InputError where a single row does not fit.
     """

@@ -94,7 +94,7 @@ def run_python(code: str) -> str:
 def test_imports_run_one_way(path: Path) -> None:
     own = path.relative_to(PACKAGE).with_suffix("").as_posix()
     if own == "__init__":
-        return  # load() opens the last rooms, when it is called
+        return  # load() imports the last packages, when it is called
     wrong = {
         other
         for other in neighbours(path)

@@ -71,11 +71,11 @@ def recipes(shipped: str) -> dict[str, tuple[str, Recipe]]:
             replace(plain, optimizer="sgd", momentum=0.9, amsgrad=False, learning_rate=0.02),
         ),
         **{
-            f"batch_{size}_64": (f"the same with batch {size}", replace(plain, batch_size=size))
+            f"batch_{size}_64": (f"AdamW, batch {size}", replace(plain, batch_size=size))
             for size in (32, 16, 8)
         },
         "grey_64": (
-            "the same, trained and tested on grey, chosen on colour",
+            "AdamW, batch 100, trained and tested on grey, chosen on colour",
             replace(plain, preprocessing=grey),
         ),
         "resnet50": (

@@ -20,7 +20,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     parser = argparse.ArgumentParser(
         prog=usage_name(name),
         description="Find duplicates, wrong labels, pictures of no face and bad pictures.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
     )
     add = parser.add_argument
     add(
@@ -50,7 +50,13 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         action="store_true",
         help="write index_clean.csv, without the pictures of findings of at least --score",
     )
-    add("--score", type=float, default=0.5, metavar="S", help="for --apply, 0 to 1 (default: 0.5)")
+    add(
+        "--score",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="for --apply, over 0, to 1 (default: 0.5)",
+    )
     add("--folds", type=int, default=5, metavar="K", help="default: 5")
     add("--seed", type=int, default=0, help="of folds and split (default: 0)")
     add("--jobs", type=int, metavar="N", help="processors to use (default: all)")

@@ -84,7 +84,8 @@ class Classifier:
     def probabilities(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) uint8, resized -> (n, classes) float32 on the CPU, rows adding up to one.
 
-        May be called from several threads. A batch that does not fit into memory is halved.
+        May be called from several threads. A batch that does not fit into memory is halved. Raises
+        InputError where the net cannot run on pictures of this size.
         """
         try:
             return halving_on_oom(self._by_engine if self.engine else self._by_model, pixels)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Engine = Literal["torch", "openvino"]
 Precision = Literal["float32", "int8"]
 # The net is asked again in float32 where the largest probability is ahead of the next by less.
-# 8 bits move the difference of two outputs by up to 0.3 (docs/performance.md): beyond this margin,
-# no label changes, and no probability by 0.02. At 0.1, AVX2 moved 1.8 % of them by more.
+# Beyond this margin 8 bits change no label, and no probability by 0.02; beyond one of 0.1, 1.3 % of
+# the probabilities by more (AVX2, docs/performance.md).
 MARGIN = 0.8
 
 _OF_THE_GRAPH = ("height", "width", "mean", "std")  # settings of a preprocessing

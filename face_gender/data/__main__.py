@@ -16,7 +16,7 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
         prog=usage_name(name),
         description="Index the pictures in male/ and female/ and split them once into train, "
         "val and test.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
     )
     parser.add_argument(
         "data",
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
         nargs=3,
         default=(70, 15, 15),
         metavar=("TRAIN", "VAL", "TEST"),
-        help="percentages (default: 70 15 15)",
+        help="percentages, or fractions of 1 (default: 70 15 15)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     parser.add_argument(

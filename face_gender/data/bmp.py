@@ -35,7 +35,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """Read the header; None: of another kind, or its pixels are compressed."""
+    """Read the header; None: of another kind, or its pixels are compressed. Raises NotDecoded."""
     start, length = struct.unpack_from("<II", data, 10)
     compression = colours = 0
     if length == _OS2:

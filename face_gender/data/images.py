@@ -135,7 +135,10 @@ def read_bytes(name: str, source: Reader | None) -> bytes:
 
 
 def decode_pixels(data: bytes, name: str, at_least: int | None = None) -> Tensor:
-    """Decode the bytes of one picture as `load_pixels` does; ``name`` is for the error alone."""
+    """Decode the bytes of one picture as `load_pixels` does: uint8 (3, H, W).
+
+    Raises UnreadableImage, for which ``name`` is.
+    """
     import torch  # here: making an index needs none
 
     libjpeg = jpeg_decoder()
@@ -197,7 +200,10 @@ def is_bomb(width: int, height: int, data: bytes) -> bool:
 
 
 def decode_image(data: bytes, name: str, at_least: int | None = None) -> Image.Image:
-    """Decode the bytes of one picture as `load_image` does; ``name`` is for the error alone."""
+    """Decode the bytes of one picture as `load_image` does: 8-bit RGB.
+
+    Raises UnreadableImage, for which ``name`` is.
+    """
     if not data:
         raise UnreadableImage(name, "empty file")
     try:

@@ -251,7 +251,10 @@ def _locate(source: FolderSource, name: str, folders: Sequence[str]) -> str:
 
 
 def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Read ``path,group``; its paths are relative to the data or to what holds male/, female/."""
+    """Read ``path,group``; its paths are relative to the data or to what holds male/, female/.
+
+    Raises InputError for another table.
+    """
     table = read_cells(path, "name a CSV with the columns path and group")
     path_column = find_column(table, PATH_COLUMNS, are_pictures)
     group_column = find_column(table, ("group",), lambda *_: True)

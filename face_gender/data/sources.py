@@ -29,7 +29,7 @@ from face_gender.files import has_image_suffix, read_file
 
 __all__ = [
     "ArchiveSource", "DriveGoneError", "FileSource", "FolderSource", "ReadError", "Reader",
-    "Source", "find_images", "image_names", "is_hidden", "is_outside", "list_images",
+    "Source", "find_images", "is_hidden", "is_outside", "list_images",
     "open_source", "passed_over_in_words",
 ]  # fmt: skip
 
@@ -216,11 +216,6 @@ def open_source(path: str | os.PathLike[str]) -> FolderSource | ArchiveSource:
     if not path.is_file() or (path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path)):
         raise InputError(f"{path} is neither a folder nor a .zip archive: give one of these.")
     return ArchiveSource(path)
-
-
-def image_names(names: Iterable[str]) -> list[str]:
-    """Return the names that are visible and end like a picture's, sorted."""
-    return sorted(name for name in names if has_image_suffix(name) and not is_hidden(name))
 
 
 def list_images(source: Source, recursive: bool = True) -> list[str]:

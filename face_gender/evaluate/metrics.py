@@ -191,9 +191,9 @@ class Evaluation:
         return replace(self, probabilities=probabilities, loss=loss)
 
     def subset(self, mask: npt.NDArray[np.bool_]) -> Evaluation:
-        """Return the predictions for some pictures; ``mask`` (n,) bool, of which one is true.
+        """Return the predictions for some pictures; ``mask`` (n,) bool.
 
-        Files that could not be read are not in it.
+        Files that could not be read are not in it. Raises ValueError where no picture is chosen.
         """
         labels, probabilities = self.labels[mask], self.probabilities[mask]
         if not len(labels):
@@ -208,7 +208,7 @@ class Evaluation:
         )
 
     def mistakes(self) -> npt.NDArray[np.int64]:
-        """Return the positions of the wrong predictions, the most confident first."""
+        """Return the positions (k,) of the wrong predictions, the most confident first."""
         wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
@@ -229,7 +229,10 @@ class Evaluation:
 def recall_per_class(
     confusion: npt.NDArray[np.int64], classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """Return recall by class name from a confusion matrix with rows for labels."""
+    """Return recall, 0..1, by class name from a confusion matrix (classes, classes), rows labels.
+
+    NaN for a class without pictures.
+    """
     totals = confusion.sum(axis=1)
     return {
         name: float(confusion[i, i] / totals[i]) if totals[i] else math.nan

@@ -21,7 +21,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     parser = argparse.ArgumentParser(
         prog=usage_name(name),
         description="Write the net of a .pth as .onnx, which process.py can run by OpenVINO.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
     )
     add = parser.add_argument
     add("weights", type=Path, metavar="WEIGHTS", help="a checkpoint (.pth)")

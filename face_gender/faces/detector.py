@@ -105,7 +105,7 @@ def load_detector() -> Detector:
 
 
 class Detector:
-    """YuNet on two scales. Threads may share it: each gets a net of its own."""
+    """YuNet on three scales. Threads may share it: each gets a net of its own."""
 
     def __init__(self, cv2: Any, weights: Path) -> None:
         self._cv2 = cv2

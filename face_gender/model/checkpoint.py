@@ -203,8 +203,8 @@ def start_from(
     """Load the weights of any such file into a net that is to be trained for ``classes``.
 
     A last layer for other classes stays new, with a warning. ``name``: of the net, for sentences.
-    Returns the hashes of the pictures that the weights have seen, as far as the file knows them.
-    Raises InputError.
+    Returns the hashes, (n,) int64, of the pictures that the weights have seen, as far as the file
+    knows them. Raises InputError.
     """
     found = read_weights(path)
     known = found if isinstance(found, Checkpoint) else None
@@ -229,7 +229,7 @@ def as_int64(sha256: str) -> int:
 
 
 def hash64(sha256: Iterable[str]) -> Tensor:
-    """Return the first 64 bits of each hexadecimal sha256 as sorted, distinct int64."""
+    """Return the first 64 bits of each hexadecimal sha256 as sorted, distinct int64 (n,)."""
     return torch.tensor(sorted({as_int64(each) for each in sha256}), dtype=torch.int64)
 
 

@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     add(
         "--resume",
         action="store_true",
-        help="go on behind the last complete epoch in --output; where there is none, begin",
+        help="go on after the last complete epoch in --output; where there is none, begin",
     )
     add("--epochs", type=positive, metavar="N", help="default: the recipe's")
     add("--batch-size", type=positive, metavar="N", help="of all processes together")

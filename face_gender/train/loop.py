@@ -72,7 +72,7 @@ def train(
 
 
 def train_and_validate(run: Run) -> EpochReport:
-    """Train for one epoch, validate, save, and report."""
+    """Train for one epoch, validate, save, and report. Raises InputError where losses diverge."""
     started = time.perf_counter()
     run.seed_epoch()
     train_loss, images_per_second = train_epoch(run)
