@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
-from face_gender.data.__main__ import main
+from face_gender.console import exit_on_signal, exit_with
 
 if __name__ == "__main__":
-    sys.exit(main(name="data_split.py"))
+    # Before the imports that take a while.
+    exit_on_signal("data_split.py: interrupted, nothing was written.")
+    from face_gender.data.__main__ import main
+
+    exit_with(main(name="data_split.py"))

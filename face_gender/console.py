@@ -11,6 +11,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,11 @@ def not_empty(text: str) -> str:
     if not text:
         raise ArgumentTypeError("must not be empty")
     return text
+
+
+def given_path(text: str) -> Path:
+    """Return a path; that of the empty text would be the working directory."""
+    return Path(not_empty(text))
 
 
 def positive(text: str) -> int:
@@ -220,6 +226,17 @@ def escape_unencodable() -> None:
 def print_stderr(text: str) -> None:
     """Write a line to stderr, and no more than a line whatever names are in it."""
     Stderr().write(f"{printable(text)}\n")
+
+
+def print_stdout(text: str) -> None:
+    """Write lines to stdout; that it is closed, full or gone must not cost a result."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        with suppress(
+            OSError, ValueError, AttributeError
+        ):  # so that the end of Python says nothing
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def error_message(error: InputError | OSError) -> str:

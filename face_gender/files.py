@@ -91,7 +91,8 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
         raise InputError(f"{path} is a folder: name a file to write.")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is a device or a pipe: name a file to write.")
-    precious = has_image_suffix(path.name) or path.suffix.lower() in PRECIOUS
+    named = (path, Path(os.path.realpath(path)))  # a link is written through
+    precious = any(has_image_suffix(p.name) or p.suffix.lower() in PRECIOUS for p in named)
     if precious or any(_is_same_file(path, each) for each in inputs):
         raise InputError(f"{path} is or would be an input, which is never replaced: name another.")
     if not path.absolute().parent.is_dir():
@@ -101,16 +102,20 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def make_folder(path: Path, option: str = "--output") -> None:
-    """Make a folder and those above it. Raises InputError where that cannot be."""
+    """Make a folder and those above it. Raises InputError where it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"{path} cannot be made ({error.strerror}): name another folder with {option}."
         ) from error
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path} cannot be written (no permission): name another with {option}.")
 
 
 def _is_same_file(path: Path, other: Path) -> bool:
+    if os.path.realpath(path) == os.path.realpath(other):  # also where neither is there yet
+        return True
     return path.exists() and other.exists() and path.samefile(other)
 
 

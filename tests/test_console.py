@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from face_gender.console import in_notebook, progress_bar
 
@@ -62,3 +67,37 @@ def test_a_part_of_jupyter_makes_no_notebook(monkeypatch: pytest.MonkeyPatch) ->
         assert not isinstance(bar.fp, io.StringIO) and bar.mininterval == 30
     shell.kernel = "a kernel"
     assert in_notebook()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("where", ["/dev/full", "closed"])
+def test_a_stdout_that_takes_nothing_costs_no_result(where: str) -> None:
+    code = "from face_gender.console import print_stdout; print_stdout('a'); print_stdout('b')"
+    if where == "closed":
+        code = f"import os; os.close(1); {code}"
+    with open("/dev/full" if where == "/dev/full" else os.devnull, "w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "face_gender.data", "face_gender.train", "face_gender.evaluate", "face_gender.audit",
+        "face_gender.export", "face_gender.classify",
+    ],
+)  # fmt: skip
+def test_the_empty_path_is_a_usage_mistake(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be the working directory; an unset variable of the shell leaves it."""
+    main = import_module(f"{command}.__main__").main
+    given = {"face_gender.train": ["i.csv", "--recipe", "resnet18"],
+             "face_gender.evaluate": ["w.pth", "i.csv"]}.get(command, ["x"])  # fmt: skip
+    for arguments in ([""], [*given, "--output", ""]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert "must not be empty" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from face_gender.data.sources import FolderSource, open_source
 from face_gender.data.tables import read_index, write_index
 from face_gender.evaluate import __main__ as evaluate
 from face_gender.evaluate.predict import evaluate as evaluation_of
-from face_gender.evaluate.report import EVERY, THRESHOLDS, by_value
+from face_gender.evaluate.report import EVERY, THRESHOLDS, by_value, columns_to_slice
 from face_gender.evaluate.robustness import (
     AS_GIVEN,
     CONDITIONS,
@@ -527,3 +527,8 @@ def test_ctrl_c_in_the_middle_ends_the_command_at_once(place: Path) -> None:
     assert running.returncode == 130
     assert b"interrupted, nothing was written." in err and b"Traceback" not in said + err
     assert out == b"" and list((place / "out").iterdir()) == []
+
+
+def test_landmarks_are_no_columns_to_slice_by() -> None:
+    rows = pd.DataFrame({"path": ["a", "b"], "nose_x": [0.1, 0.2], "face_left": [0.1, 0.2]})
+    assert columns_to_slice(rows.assign(source=["x", "y"])) == ["source"]

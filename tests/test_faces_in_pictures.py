@@ -16,6 +16,8 @@ from PIL import Image
 from face_gender import load
 from face_gender.classify.__main__ import main
 from face_gender.classify.classifier import load_classifier
+from face_gender.classify.crops import write_crops
+from face_gender.classify.results import Prediction
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.index import Index
 from face_gender.data.landmarks import COLUMNS, COORDINATES
@@ -226,3 +228,11 @@ def test_preprocessing_travels_with_its_alignment() -> None:
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_crop_of_a_long_name_has_a_shorter_one(tmp_path: Path) -> None:
+    """A name may have 255 bytes, and 118 Russian letters have 236."""
+    crop = np.zeros((8, 8, 3), np.uint8)
+    face = Prediction(f"{'Я' * 118}.jpg", ("male", "female"), (0.9, 0.1), crop=crop)
+    (path,) = write_crops(tmp_path, face)
+    assert path.parent == tmp_path / "male" and path.name.endswith("Я_0.jpg")

@@ -158,3 +158,16 @@ def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 4
     remove_leftovers(tmp_path, "a.json")
     assert {p.name for p in tmp_path.iterdir()} == {".b.json.0123abcd.tmp", "a.json", ".a.json.tmp"}
+
+
+def test_output_is_no_link_to_a_picture(tmp_path: Path) -> None:
+    """A link is written through, so that the picture would be lost."""
+    (tmp_path / "face.jpg").write_bytes(b"x")
+    (tmp_path / "link.json").symlink_to(tmp_path / "face.jpg")
+    with pytest.raises(InputError, match="never replaced"):
+        check_output(tmp_path / "link.json", [])
+
+
+def test_two_outputs_that_are_not_there_yet_are_not_the_same(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="never replaced"):
+        check_output(tmp_path / "new.html", [tmp_path / "sub" / ".." / "new.html"])

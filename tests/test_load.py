@@ -179,3 +179,25 @@ def test_importing_the_package_imports_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"engine": "x"}, {"align": "x"}, {"faces": "x"}, {"classes": "ab", "recipe": "compact_cnn"},
+     {"classes": [1, 2], "recipe": "compact_cnn"}],
+)  # fmt: skip
+def test_what_load_does_not_know_is_one_sentence(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError) as caught:
+        face_gender.load(**wrong)  # type: ignore[arg-type]
+    sentence(caught)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"workers": 0}, {"batch_size": 0}, {"threshold": 5}]
+)
+def test_numbers_out_of_range_are_one_sentence(
+    wrong: dict[str, float], net: Classifier, folder: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        net.classify(folder, **wrong)  # type: ignore[arg-type]
+    assert next(iter(wrong)) in sentence(caught)

@@ -332,6 +332,8 @@ def _text(folder: Path) -> list[str | Path]:
         (lambda folder: [folder, "--output", folder.parent / "no" / "where.json"], "no folder"),
         (lambda folder: [folder, "--output", folder.parent], "is a folder"),
         (lambda folder: [folder, "--device", "cuda:77"], "'cuda:77' is not there"),
+        (lambda folder: [folder, "--output", "x.html", "--html", "x.html"], "never replaced"),
+        (lambda folder: [folder, "--crops", folder / "crops"], "only read"),
     ],
 )
 def test_what_cannot_run_is_one_sentence_and_writes_nothing(
@@ -471,3 +473,22 @@ def test_a_stderr_that_takes_nothing_costs_no_result(
     monkeypatch.setattr(sys, "stderr", None if stderr is None else Full())
     assert run(folder, "--weights", weights) == 0, said
     assert results() == EXPECTED
+
+
+def test_a_text_under_the_name_of_weights_is_no_pickle(folder: Path, capsys) -> None:
+    """The letters of hello are instructions of a pickle, of which one asks for objects."""
+    Path("text.pth").write_text("hello")
+    assert run(folder, "--weights", "text.pth") == 1
+    assert "is not a whole .pth file" in capsys.readouterr().err
+
+
+def test_the_page_of_several_folders_gives_a_command_that_can_be_run(
+    folder: Path, weights: Path
+) -> None:
+    more = folder.parent / "more"
+    more.mkdir()
+    draw_face("female", 9).save(more / "b.jpg")
+    assert run(folder, more, "--weights", weights, "--html", "page.html") == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert f"python process.py {folder.parent} --recursive" in page
+    assert "Unpack" not in page

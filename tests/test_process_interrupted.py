@@ -433,3 +433,29 @@ def test_an_interruption_while_it_starts_is_a_sentence(
     said = [line for line in lines if not line.startswith("import time:")]
     assert said == ["process.py: interrupted, nothing was written."]
     assert os.listdir() == []
+
+
+def test_a_page_that_is_interrupted_costs_no_result(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_html(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    expected = whole(run)
+    monkeypatch.setattr(process, "write_html", write_html)
+    assert run("--html", "page.html") == 130
+    assert last_line(capsys).endswith("process_results.json is written, page.html is not.")
+    assert_result(expected)
+    assert not Path("page.html").exists()
+
+
+def test_crops_are_asked_for_from_the_beginning(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was predicted without them has none to write."""
+    with monkeypatch.context() as patch:
+        stop_after(5, KeyboardInterrupt(), patch)
+        assert run("--faces", "all") == 130
+    capsys.readouterr()
+    assert run("--faces", "all", "--resume", "--crops", "crops") == 1
+    assert "begun with different crops" in last_line(capsys)

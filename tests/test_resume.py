@@ -483,3 +483,57 @@ def test_training_killed_by_each_signal_and_resumed_gives_the_same_weights(
     whole = load_checkpoint(tmp_path / "whole" / "compact_cnn" / "epoch_5.pth")
     resumed = load_checkpoint(tmp_path / "w" / "compact_cnn" / "epoch_5.pth")
     assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--size", "0x0"], ["--size", "9999x9999"], ["--seed", "9" * 30]],
+)
+def test_numbers_out_of_range_are_one_sentence(
+    options: list[str], command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(command("--quiet", *options)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("face_gender.train: ") and line.endswith(".")
+
+
+def test_a_rank_that_is_no_number_is_no_traceback(
+    command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "abc")
+    assert train.main(command("--epochs", "1", "--quiet")) == 0  # not under torchrun
+
+
+def test_one_small_picture_a_batch_is_one_sentence(index: Index, tmp_path: Path) -> None:
+    recipe = get_recipe("resnet18_tuned", batch_size=1, size=(32, 32))
+    with pytest.raises(InputError, match="use a larger batch_size"):
+        run(recipe, index, tmp_path / "w")
+
+
+def test_unreadable_pictures_are_told_in_plain_lines(
+    index: Index, command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = index.table[index.table["split"] == "train"].iloc[0]
+    (index.source.path / row["path"]).write_bytes(b"no picture")
+    assert train.main(command("--epochs", "1", "--quiet")) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert row["path"] in line and "Warning" not in line
+
+
+def test_a_second_training_in_the_folder_ends_the_first(index: Index, tmp_path: Path) -> None:
+    first = training(replace(QUICK, epochs=4), index, tmp_path / "w", progress=False)
+    next(first)
+    second = run(replace(QUICK, epochs=2), index, tmp_path / "w", seed=1)
+    kept = files(tmp_path / "w")
+    with pytest.raises(InputError, match="another training writes into"):
+        list(first)
+    assert len(second) == 2
+    assert files(tmp_path / "w") == kept
+    assert (tmp_path / "w" / QUICK.name / "earlier_1" / "epoch_0.pth").exists()
+
+
+def test_a_history_removed_by_hand_costs_no_training(index: Index, tmp_path: Path) -> None:
+    reports = training(replace(QUICK, epochs=3), index, tmp_path / "w", progress=False)
+    next(reports)
+    (tmp_path / "w" / QUICK.name / "history.csv").unlink()
+    assert len(list(reports)) == 2

@@ -179,3 +179,13 @@ def test_words_for_the_second_class(word: str) -> None:
 @pytest.mark.parametrize("word", ["", "0", "1", "males_old", "fem", "unknown", "мал"])
 def test_words_for_neither(word: str) -> None:
     assert class_of(word) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xd8\xff\xe0\0\x10JFIF", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n"]
+)
+def test_a_picture_or_an_archive_is_no_csv(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(data + bytes(range(256)))
+    with pytest.raises(InputError, match="is no CSV but a binary file") as caught:
+        read_index(tmp_path / "a.csv")
+    sentence(caught)

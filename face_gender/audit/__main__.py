@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from face_gender.console import (
+    exit_on_signal,
+    exit_with,
+    given_path,
+    print_stdout,
+    raise_on_first_signal,
+    run_command,
+    usage_name,
+)
+
+if __name__ == "__main__":  # before all imports that take a while
+    exit_on_signal("face_gender.audit: interrupted, nothing was written.")
+
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from face_gender import RECIPE_NAMES
-from face_gender.console import run_command, usage_name
 from face_gender.errors import InputError
 
 _NAME = "face_gender.audit"
@@ -25,13 +36,13 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     add = parser.add_argument
     add(
         "data",
-        type=Path,
+        type=given_path,
         metavar="INDEX_OR_DATA",
         help="an index (CSV), a folder that holds male/ and female/, or a .zip of one",
     )
     add(
         "--weights",
-        type=Path,
+        type=given_path,
         action="append",
         default=[],
         metavar="PTH",
@@ -43,8 +54,14 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         choices=RECIPE_NAMES,
         help="train this recipe in folds on the data itself and judge labels by these nets instead",
     )
-    add("--output", type=Path, default=Path("audit"), metavar="DIR", help="default: audit/")
-    add("--data", type=Path, dest="pictures", metavar="DATA", help="where an index's pictures lie")
+    add("--output", type=given_path, default=Path("audit"), metavar="DIR", help="default: audit/")
+    add(
+        "--data",
+        type=given_path,
+        dest="pictures",
+        metavar="DATA",
+        help="where an index's pictures lie",
+    )
     add(
         "--apply",
         action="store_true",
@@ -76,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
         # Imported late: --help and mistakes answer without torch.
         from face_gender.audit.run import audit
 
+        raise_on_first_signal()  # from here on, there are files to put away
         report = audit(
             options.data,
             options.output,
@@ -93,8 +111,8 @@ def run(options: argparse.Namespace) -> None:
         if name not in _NEEDED:
             raise
         raise InputError(f"{name} is missing: pip install -r requirements-audit.txt") from error
-    print(report.summary())
+    print_stdout(report.summary())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

@@ -7,7 +7,6 @@ from face_gender.console import (
     exit_on_signal,
     exit_with,
     first_imports,
-    ignore_signals,
     raise_on_first_signal,
     run_command,
     without_library_messages,
@@ -144,7 +143,6 @@ def classify_folder(
             for result in stream:
                 results.append(keep_crops(options, result))
                 bar.update()
-        ignore_signals()  # what is left to do takes a moment
     except KeyboardInterrupt as error:
         stop = error
         with suppress(KeyboardInterrupt):
@@ -155,13 +153,13 @@ def classify_folder(
 
 def check_crops(options: argparse.Namespace) -> None:
     """Make the folder of ``--crops``. Raises InputError for one among the pictures themselves."""
-    make_folder(options.crops, "--crops")
     for given in options.pictures:
         if given.is_dir() and options.crops.resolve().is_relative_to(given.resolve()):
             raise InputError(
                 f"{options.crops} lies in {given}, whose pictures are only read: name a folder "
                 "elsewhere with --crops."
             )
+    make_folder(options.crops, "--crops")
 
 
 def keep_crops(options: argparse.Namespace, result: Result) -> Result:
@@ -208,7 +206,7 @@ def report(
         return exit_code(interrupted)
     if not predictions:
         given = ", ".join(str(path) for path in options.pictures[:3])
-        raise InputError(f"{given}: no picture can be read, all were skipped.")
+        raise InputError(f"{given}: no picture can be read, for the reasons above: give others.")
     form, threshold, weights = options.format, options.threshold, options.weights.name
     try:
         write_results(
@@ -230,7 +228,13 @@ def report(
         return exit_code(interrupted)
     remove_partial(partial)
     if options.html:
-        write_html(options, classifier, source, predictions, skipped)
+        try:
+            write_html(options, classifier, source, predictions, skipped)
+        except KeyboardInterrupt as error:
+            print_stderr(
+                f"{name}: interrupted: {options.output} is written, {options.html} is not."
+            )
+            return exit_code(error)
     if not options.quiet:
         summarise(options, source, predictions, len(skipped))
     return 3 if options.strict and skipped else 0

@@ -27,7 +27,7 @@ from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Reader
 from face_gender.devices import halving_on_oom, mixed_precision, pick_device
-from face_gender.errors import InputError, first_line
+from face_gender.errors import InputError, excerpt, first_line
 from face_gender.faces.alignment import align as aligned
 from face_gender.faces.detector import Detector, Face, load_detector
 from face_gender.files import cpu_count, sha256_of
@@ -212,6 +212,13 @@ def load_classifier(
     neither, for a device that is not there, for a graph that is missing or of other weights, and
     where the detector's packages are missing.
     """
+    _check_choice("engine", engine, ("torch", "openvino"))
+    _check_choice("align", align, ("auto", "never"))
+    _check_choice("faces", faces, ("one", "all"))
+    if classes is not None and not _are_names(classes):
+        raise InputError(
+            f"classes are a list of names such as ['female', 'male'], not {classes!r}."
+        )
     checkpoint = load_checkpoint(weights, recipe, classes)
     detects = align == "auto" and (
         checkpoint.preprocessing.aligns or faces == "all" or crop_size > 0
@@ -230,6 +237,15 @@ def load_classifier(
     return Classifier(checkpoint, model, chosen, dtype, graph, detector, every, crop_size)
 
 
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is one of {', '.join(choices)}, not {excerpt(value)}.")
+
+
+def _are_names(classes: Sequence[str]) -> bool:
+    return not isinstance(classes, str) and all(isinstance(each, str) for each in classes)
+
+
 def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
     """Return, as plain data of JSON, what predictions depend on besides the pictures.
 
@@ -244,6 +260,7 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
         "device": classifier.device.type,
         "precision": str(classifier.dtype),
         "faces": _faces_of(classifier),
+        **({"crops": classifier.crop_size} if classifier.crop_size else {}),
     }
 
 
@@ -272,7 +289,13 @@ def choose_load(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> tuple[int, int]:
-    """Return (pictures in a batch, threads) for ``count`` pictures, keeping what is given."""
+    """Return (pictures in a batch, threads) for ``count`` pictures, keeping what is given.
+
+    Raises InputError where that is below 1.
+    """
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is a whole number above 0, not {value}.")
     workers = workers or cpu_count()
     usual = _BATCH_WITH_ENGINE if classifier.engine else _BATCH.get(classifier.device.type, 32)
     batch_size = batch_size or usual

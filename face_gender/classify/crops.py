@@ -13,6 +13,8 @@ from PIL import Image
 from face_gender.classify.results import Prediction, Result
 from face_gender.files import make_folder, write_atomically
 
+_MOST_BYTES = 200  # of the 255 that a name may have; numbers and what is temporary come on top
+
 
 def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Path]:
     """Write each face of a result as ``folder/<label>/<name>_<number>.jpg``; return the paths.
@@ -25,7 +27,9 @@ def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Pa
         return []
     written = []
     stem = str(PurePosixPath(result.name.strip("/")).with_suffix("")).replace("/", "_")
-    stem = stem.replace(":", "_").replace("\\", "_").lstrip(".")[-150:] or "picture"
+    stem = stem.replace(":", "_").replace("\\", "_").lstrip(".") or "picture"
+    while len(os.fsencode(stem)) > _MOST_BYTES:
+        stem = stem[1:]
     for number, face in enumerate(result.faces):
         if face.crop is None:
             continue

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from face_gender.console import without_library_messages
 from face_gender.errors import InputError
 from face_gender.files import cpu_count, sha256_of
 
@@ -133,7 +134,8 @@ def _read(path: Path, weights: Path) -> tuple[Any, Any]:
 
     core = openvino.Core()
     try:
-        return core, core.read_model(path)
+        with without_library_messages():
+            return core, core.read_model(path)
     except RuntimeError as error:
         raise InputError(f"{path} is not a whole .onnx file: {_cure(weights)}.") from error
 

@@ -53,9 +53,11 @@ def classify_frame(
 
     ``recursive``: subfolders too. ``threshold``: the label is "uncertain" where the confidence,
     the probability of the most probable class, is below. ``load``: batch size and threads, each
-    chosen where it is None. Raises InputError for a folder without pictures, and for an array of
-    another kind.
+    chosen where it is None. Raises InputError for a folder without pictures, an array of another
+    kind, and for numbers out of range.
     """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold is a number from 0 to 1, not {threshold}.")
     if isinstance(pictures, str | os.PathLike):
         source, names = find_images(pictures, recursive)
         results = _classify(classifier, source, names, load, progress)

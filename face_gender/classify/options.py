@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from face_gender import RECIPE_NAMES
 from face_gender.console import (
     class_names,
     device,
-    not_empty,
+    given_path,
     positive,
     probability,
     usage_name,
@@ -27,7 +26,7 @@ def parse(arguments: Sequence[str] | None, name: str) -> argparse.Namespace:
     )
     parser.add_argument(
         "pictures",
-        type=_path,
+        type=given_path,
         nargs="+",
         metavar="FOLDER",
         help="folder of pictures, a .zip of one, or a picture; several may be given",
@@ -51,7 +50,7 @@ def parse(arguments: Sequence[str] | None, name: str) -> argparse.Namespace:
 def _add_results(add: Callable[..., object]) -> None:
     add(
         "--output",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="where to write (default: process_results.json, or .csv, in the working directory)",
     )
@@ -63,7 +62,7 @@ def _add_results(add: Callable[..., object]) -> None:
     )
     add(
         "--html",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="also write a page to look through the predictions and correct them",
     )
@@ -72,7 +71,12 @@ def _add_results(add: Callable[..., object]) -> None:
         action="store_true",
         help="on that page, mark what spoke for the label in the most doubtful pictures",
     )
-    add("--crops", type=Path, metavar="DIR", help="also write the aligned faces, a folder a label")
+    add(
+        "--crops",
+        type=given_path,
+        metavar="DIR",
+        help="also write the aligned faces, a folder a label",
+    )
     add(
         "--threshold",
         type=probability,
@@ -101,7 +105,7 @@ def _add_faces(add: Callable[..., object]) -> None:
 def _add_net(add: Callable[..., object]) -> None:
     add(
         "--weights",
-        type=Path,
+        type=given_path,
         metavar="PTH",
         help="a checkpoint (default: model_weights/best.pth, else the shipped weights)",
     )
@@ -138,7 +142,3 @@ def _add_behaviour(add: Callable[..., object]) -> None:
     )
     add("--strict", action="store_true", help="exit with 3 when a file was skipped")
     add("--quiet", action="store_true", help="say nothing but errors and skipped files")
-
-
-def _path(text: str) -> Path:
-    return Path(not_empty(text))  # Path("") would be the working directory

@@ -28,7 +28,7 @@ from PIL import Image
 
 from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.images import UnreadableImage, load_image
-from face_gender.data.sources import FolderSource, Source
+from face_gender.data.sources import FileSource, FolderSource, Source
 from face_gender.files import cpu_count, write_atomically
 from face_gender.model.explain import CAVEAT, overlays
 
@@ -293,6 +293,9 @@ def _base(source: Source, page: Path) -> str | None:
 
 def _next_step(source: Source) -> list[str]:
     """Return what to do with exported labels: in words, and the command."""
+    if isinstance(source, FileSource):
+        command = f"python process.py {shlex.quote(os.fspath(source.path))} --recursive"
+        return ["To make a data set, label the one folder that holds all pictures:", command]
     place, is_folder = os.fspath(source.path), isinstance(source, FolderSource)
     folder = place if is_folder else os.path.splitext(place)[0]
     before = "" if is_folder else f"Unpack {place} into {folder}. "

@@ -162,8 +162,9 @@ def _check_header(path: Path, line: bytes, origin: Mapping[str, Any]) -> None:
     found: Any = None
     with suppress(ValueError, RecursionError):
         found = json.loads(line)
-    for key, value in _header(origin).items():
-        if not isinstance(found, dict) or found.get(key) != value:
+    wanted = _header(origin)
+    for key in {**wanted, **(found if isinstance(found, dict) else {})}:
+        if not isinstance(found, dict) or found.get(key) != wanted.get(key):
             what = "version" if key == "face_gender_partial" else key
             raise InputError(f"{path} was begun with different {what}: run without --resume.")
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from face_gender.console import (
+    exit_on_signal,
+    exit_with,
+    given_path,
+    print_stderr,
+    print_stdout,
+    raise_on_first_signal,
+    run_command,
+    usage_name,
+    without_library_messages,
+)
 
-from face_gender.console import print_stderr, run_command, usage_name, without_library_messages
+if __name__ == "__main__":  # before all imports that take a while
+    exit_on_signal("face_gender.data: interrupted, nothing was written.")
+
+import argparse
+from collections.abc import Sequence
 
 
 def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> argparse.Namespace:
@@ -20,14 +31,14 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
     )
     parser.add_argument(
         "data",
-        type=Path,
+        type=given_path,
         metavar="DATA",
         help="folder that holds male/ and female/ (or men/ and women/), its .zip archive, or a "
         "CSV of the paths and labels of the pictures beside it",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=given_path,
         metavar="CSV",
         help="where to write (default: index.csv inside a folder, beside a .zip)",
     )
@@ -42,7 +53,7 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     parser.add_argument(
         "--groups",
-        type=Path,
+        type=given_path,
         metavar="CSV",
         help="columns path,group: pictures of one group (a person) stay in one split",
     )
@@ -70,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
     from face_gender.data.index import Index
     from face_gender.data.scan import taken_in_words
 
+    raise_on_first_signal()  # from here on, there are files to put away
     index = Index.create(
         options.data,
         options.output,
@@ -84,10 +96,10 @@ def run(options: argparse.Namespace) -> None:
         print_stderr(f"left out: {path}: {reason}")
     for paths in index.report.contradictions:
         print_stderr(f"left out, same bytes under both labels: {', '.join(paths)}")
-    print(index.summary())
+    print_stdout(index.summary())
     if note := taken_in_words(index.table["path"], index.source):
-        print(note)
+        print_stdout(note)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

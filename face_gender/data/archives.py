@@ -80,6 +80,10 @@ class ArchiveSource(BaseSource):
             raise InputError(
                 f"{self.path} cannot be read ({error.strerror}): try again when its drive is there."
             ) from error
+        except PermissionError as error:
+            raise InputError(
+                f"{self.path} cannot be read ({error.strerror}): check its permissions."
+            ) from error
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise InputError(
                 f"{self.path} cannot be read as a .zip archive ({error}): "

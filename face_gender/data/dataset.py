@@ -312,8 +312,11 @@ def make_loader(
     ``workers``: processes that read. None takes one for each processor, at most 16, where the net
     runs on another device; where it runs on the processors too, none: ``threads`` (one for each
     processor by default) then decode a batch between two steps of the net.
-    ``batch_size`` is that of all processes together, of which this one is ``rank``.
+    ``batch_size`` is that of all processes together, of which this one is ``rank``. Raises
+    InputError for one below 1.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is a whole number above 0, not {batch_size}.")
     load_decoders()
     threads = threads or cpu_count()
     on_gpu = torch.device(device).type != "cpu"

@@ -106,6 +106,8 @@ class Index:
         `landmarks.find_landmarks` (None: where the detector's packages are installed). Nothing
         but the CSV is written. Raises InputError.
         """
+        if not isinstance(seed, int):
+            raise InputError(f"the seed is a whole number, not {seed!r}.")
         data = Path(data)
         fractions = check_ratios(ratios)
         output = Path(output) if output is not None else default_output(data)

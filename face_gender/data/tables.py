@@ -40,6 +40,7 @@ _WORDS = (
 _CLASS_OF = {word: label for label, words in enumerate(_WORDS) for word in words.split()}
 _CELLS = {**_CLASS_OF, "0": 0, "0.0": 0, "1": 1, "1.0": 1}
 _YES, _NO = ("1", "1.0", "true", "yes", "да"), ("0", "0.0", "-1", "-1.0", "false", "no", "нет")
+_BINARY = re.compile("[\0-\x08\x0e-\x1f]")  # no header has these
 _LONE_BYTES = re.compile("[\udc80-\udcff]")
 _CYRILLIC = re.compile("[\x00-\x7f\u0400-\u04ff№«»–—]*")
 
@@ -138,7 +139,10 @@ def read_cells(path: str | os.PathLike[str], cure: str) -> pd.DataFrame:
     path = os.fspath(path)
     cells: list[str] = []
     try:
-        text, delimiter = _find_delimiter(_decode(read_file(path)))
+        decoded = _decode(read_file(path))
+        if _BINARY.search(decoded.partition("\n")[0]) or decoded.startswith("\udc89PNG"):
+            raise InputError(f"{path} is no CSV but a binary file: {cure}.")
+        text, delimiter = _find_delimiter(decoded)
         rows = _rows(text, delimiter)
         columns = next(rows, [])
         # Of columns, those that matter are legible; pandas may refuse what is not UTF-8.

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from face_gender.console import (
+    device,
+    exit_on_signal,
+    exit_with,
+    first_imports,
+    given_path,
+    ignore_signals,
+    not_empty,
+    positive,
+    print_stderr,
+    print_stdout,
+    run_command,
+    usage_name,
+)
+
+if __name__ == "__main__":  # before all imports that take a while
+    exit_on_signal("face_gender.evaluate: interrupted, nothing was written.")
+
 import argparse
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from face_gender.console import (
-    device,
-    exit_on_signal,
-    exit_with,
-    first_imports,
-    ignore_signals,
-    not_empty,
-    positive,
-    print_stderr,
-    run_command,
-    usage_name,
-)
 from face_gender.data.sources import FolderSource, Source
 from face_gender.errors import InputError, printable
 from face_gender.files import check_output, make_folder, sha256_of, write_atomically
@@ -33,9 +40,6 @@ if TYPE_CHECKING:
     from face_gender.evaluate.report import Report
     from face_gender.model.checkpoint import Checkpoint
 
-
-if __name__ == "__main__":  # before all imports that take a while
-    exit_on_signal("face_gender.evaluate: interrupted, nothing was written.")
 
 _NAME = "face_gender.evaluate"
 _TABLES = ("figures.json", "predictions.csv")
@@ -55,9 +59,14 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
     )
     add = parser.add_argument
-    add("weights", type=Path, metavar="WEIGHTS", help="a checkpoint (.pth)")
-    add("index", type=Path, metavar="INDEX", help="the CSV that data_split.py wrote")
-    add("--data", type=Path, metavar="DATA", help="where the pictures lie (default: beside INDEX)")
+    add("weights", type=given_path, metavar="WEIGHTS", help="a checkpoint (.pth)")
+    add("index", type=given_path, metavar="INDEX", help="the CSV that data_split.py wrote")
+    add(
+        "--data",
+        type=given_path,
+        metavar="DATA",
+        help="where the pictures lie (default: beside INDEX)",
+    )
     add(
         "--split",
         choices=("train", "val", "test", "all"),
@@ -66,7 +75,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     )
     add(
         "--output",
-        type=Path,
+        type=given_path,
         default=Path("evaluation"),
         metavar="FOLDER",
         help="where to write (default: evaluation)",
@@ -123,11 +132,10 @@ def run(options: argparse.Namespace) -> None:
         print_stderr(f"left out: {path}: {reason}")
     drawn = _drawn(report, index.source, checkpoint)
     ignore_signals()  # what is left to do takes a moment
-    # Before anything is printed: a pipe such as to `head` may be closed.
     _write(options.output, report, drawn)
     if not options.quiet:
         written = f"written into {options.output}: {', '.join((*_TABLES, *drawn))}"
-        print("\n".join(map(printable, (*report.lines(), "", written))))
+        print_stdout("\n".join(map(printable, (*report.lines(), "", written))))
 
 
 def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
@@ -201,6 +209,7 @@ def _evaluate(
 
 def _drawn(report: Report, source: Source, checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return each figure as the bytes of a PNG, by the name of its file."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its cache lies
     from face_gender import plots
 
     plots.draw_for_files()

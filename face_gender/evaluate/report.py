@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from face_gender import CLASSES
+from face_gender.data.landmarks import COORDINATES
 from face_gender.errors import InputError, excerpt, printable
 from face_gender.evaluate.metrics import Evaluation, wilson_interval
 from face_gender.evaluate.robustness import Condition
 
 THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 EVERY = "all pictures"
-_OWN_COLUMNS = ("path", "label", "split", "sha256", "group", "teacher")
+_OWN_COLUMNS = ("path", "label", "split", "sha256", "group", "teacher", *COORDINATES)
 MOST_VALUES = 20  # of a column that is sliced unasked
 _MOST_SLICES = 1_000  # of one that is asked for
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from face_gender.console import (
+    exit_on_signal,
+    exit_with,
+    given_path,
+    positive,
+    print_stderr,
+    raise_on_first_signal,
+    run_command,
+    usage_name,
+)
+
+if __name__ == "__main__":  # before all imports that take a while
+    exit_on_signal("face_gender.export: interrupted, nothing was written.")
+
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from face_gender import RECIPE_NAMES
 from face_gender.classify.engines import check_libraries, graph_path
-from face_gender.console import positive, print_stderr, run_command, usage_name
 from face_gender.export.graph import export
 
 _NAME = "face_gender.export"
@@ -24,10 +35,10 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
     )
     add = parser.add_argument
-    add("weights", type=Path, metavar="WEIGHTS", help="a checkpoint (.pth)")
+    add("weights", type=given_path, metavar="WEIGHTS", help="a checkpoint (.pth)")
     add(
         "--calibrate",
-        type=Path,
+        type=given_path,
         metavar="DATA",
         help="folder or .zip of pictures like those to be labelled (subfolders too), on which 8 "
         "bits are fitted (default: float32, which is slower)",
@@ -35,7 +46,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     add("--pictures", type=positive, default=300, metavar="N", help="of them (default: 300)")
     add(
         "--output",
-        type=Path,
+        type=given_path,
         metavar="ONNX",
         help="where to write (default: beside WEIGHTS, where process.py looks for it)",
     )
@@ -52,6 +63,7 @@ def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Write the graph and say where it is."""
+    raise_on_first_signal()  # from here on, there are files to put away
     check_libraries(_NEEDED)
     classes = [name.strip() for name in options.classes.split(",")] if options.classes else None
     output = options.output or graph_path(options.weights)
@@ -67,4 +79,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main())

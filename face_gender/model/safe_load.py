@@ -114,6 +114,8 @@ def _names(file: IO[bytes], path: Path) -> Iterator[str]:
     file.seek(0)
     if not start.startswith(b"PK"):
         head = io.BytesIO(file.read(_OLDER_HEAD))
+        if not start.startswith(pickle.PROTO):  # a text may look like one until its end
+            yield from list(_globals(head))
         for _ in range(_OLDER_PICKLES):
             yield from _globals(head)
         return

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +19,10 @@ from face_gender.console import (
     exit_on_signal,
     exit_with,
     first_imports,
+    given_path,
     positive,
+    print_stderr,
+    print_stdout,
     raise_on_first_signal,
     run_command,
     usage_name,
@@ -47,12 +51,17 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         epilog="exit codes: 0 trained, 1 could not run, 2 usage, 130 or 143 interrupted",
     )
     add = parser.add_argument
-    add("index", type=Path, metavar="INDEX", help="the CSV that data_split.py wrote")
+    add("index", type=given_path, metavar="INDEX", help="the CSV that data_split.py wrote")
     add("--recipe", required=True, choices=RECIPE_NAMES, help="the way to train")
-    add("--data", type=Path, metavar="DATA", help="where the pictures lie (default: beside INDEX)")
+    add(
+        "--data",
+        type=given_path,
+        metavar="DATA",
+        help="where the pictures lie (default: beside INDEX)",
+    )
     add(
         "--output",
-        type=Path,
+        type=given_path,
         default=Path("model_weights"),
         metavar="DIR",
         help="for DIR/<recipe>/epoch_0.pth and so on, and DIR/best.pth (default: model_weights)",
@@ -89,8 +98,8 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
 def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
     """Run the command and return its exit code."""
     options = parse(arguments, name)
-    rank = int(os.environ.get("RANK", "0"))
-    name = f"{name} (process {rank})" if rank else name
+    rank = os.environ.get("RANK", "0")
+    name = name if rank == "0" else f"{name} (process {rank})"
     sentence = "interrupted; what is complete is kept, and --resume goes on from it."
     return run_command(name, lambda: run(options), sentence)
 
@@ -99,23 +108,28 @@ def run(options: argparse.Namespace) -> int:
     """Train and show a line for each epoch."""
     # Imported late: --help and mistakes answer without torch.
     with first_imports():
+        from face_gender.data.dataset import UnreadablePictureWarning
         from face_gender.data.index import Index
         from face_gender.train.loop import train
 
     raise_on_first_signal()  # from here on, a training may be there to go on with
-    for report in train(
-        choose_recipe(options),
-        Index.open(options.index, options.data),
-        options.output,
-        seed=options.seed,
-        device=options.device,
-        workers=options.workers,
-        mixed=not options.float32,
-        resume=options.resume,
-        progress=not options.quiet,
-    ):
-        if not options.quiet and os.environ.get("RANK", "0") == "0":
-            print(in_a_line(report), flush=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # --workers is the user's
+        warnings.simplefilter("always", UnreadablePictureWarning)
+        warnings.showwarning = lambda message, *_: print_stderr(f"{message}")
+        for report in train(
+            choose_recipe(options),
+            Index.open(options.index, options.data),
+            options.output,
+            seed=options.seed,
+            device=options.device,
+            workers=options.workers,
+            mixed=not options.float32,
+            resume=options.resume,
+            progress=not options.quiet,
+        ):
+            if not options.quiet and os.environ.get("RANK", "0") == "0":
+                print_stdout(in_a_line(report))
     return 0
 
 
@@ -134,10 +148,10 @@ def choose_recipe(options: argparse.Namespace) -> Recipe | str:
         return str(options.recipe)
     found = RunFolder(options.output, options.recipe).load() if options.resume else None
     recipe = found[0].recipe if found else get_recipe(options.recipe)
-    if options.size:
-        height, width = options.size
-        changes["preprocessing"] = replace(recipe.preprocessing, height=height, width=width)
     try:
+        if options.size:
+            height, width = options.size
+            changes["preprocessing"] = replace(recipe.preprocessing, height=height, width=width)
         return replace(recipe, **changes)
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -99,8 +99,11 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
     """
     if not dist.is_torchelastic_launched():
         return World(), pick_device(device)
-    number = {name: int(os.environ[name.upper()])
-              for name in ("rank", "world_size", "local_rank", "local_world_size")}  # fmt: skip
+    names = ("rank", "world_size", "local_rank", "local_world_size")
+    try:
+        number = {name: int(os.environ[name.upper()]) for name in names}
+    except (KeyError, ValueError) as error:
+        raise InputError(f"torchrun sets RANK and the like, and not so ({error}).") from error
     size, local_size = number["world_size"], number["local_world_size"]
     world = World(number["rank"], size, number["local_rank"], local_size, _job())
     chosen = pick_device(device)

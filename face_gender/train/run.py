@@ -88,6 +88,8 @@ class Run:
             index = self._with_landmarks(index)
         train_rows, rows = index.split("train"), index.split("val")
         self.targets = soft_labels(train_rows.table, self.recipe.distillation)
+        if not -(2**63) <= seed < 2**63:
+            raise InputError(f"the seed {seed} is too large: give a whole number of 64 bits.")
         torch.manual_seed(seed)
         model, seen = build_for(self.recipe, found[0] if found else None)
         if not found:

@@ -101,6 +101,25 @@ class RunFolder:
         self.out = out
         self.path = out / name
         self.last = self.path / "last.pth"
+        self._written: bytes | None = None  # history.csv, once this object has written it
+
+    @property
+    def _history(self) -> Path:
+        return self.path / "history.csv"
+
+    def _check_own(self, epochs: int) -> None:
+        """Raise InputError where another training has begun in the folder since the last epoch."""
+        if self._written is None:
+            return
+        if self._history.exists():
+            is_own = self._history.read_bytes() == self._written
+        else:  # removed by hand, or moved aside with the epochs
+            is_own = self.checkpoint(epochs - 2).exists()
+        if not is_own:
+            raise InputError(
+                f"another training writes into {self.path}, and has moved this one's epochs to "
+                "earlier_1 or the like there: give each an --output of its own."
+            )
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the path of an epoch's checkpoint."""
@@ -182,12 +201,14 @@ class RunFolder:
 
     def write(self, checkpoint: Checkpoint, state: TrainingState, is_best: bool) -> None:
         """Write what an epoch leaves, last.pth at the end. Raises InputError."""
+        self._check_own(state.epochs)
         path = self.checkpoint(state.epochs - 1)
         checkpoint.save(path)
         if is_best:
             copy_atomically(path, self.path / "best.pth")
             copy_atomically(path, self.out / "best.pth")
-        write_atomically(self.path / "history.csv", lambda file: file.write(_csv(state.history)))
+        self._written = written = _csv(state.history)
+        write_atomically(self._history, lambda file: file.write(written))
         checkpoint.save(self.last, training=state.to_dict())
 
     @contextmanager

@@ -24,7 +24,7 @@ class Step:
 
     ``model``: on its device. Out of memory, each batch is cut into ``micro_batches`` from there
     on; in float16, gradients are scaled; ``ema_model`` follows the weights where the recipe
-    averages them. Raises InputError where a batch is too small for all processes.
+    averages them. Raises InputError where a batch is too small.
     """
 
     def __init__(
@@ -78,7 +78,15 @@ class Step:
         backward = partial(self._backward, images, targets, total)
         # The other processes could not follow one that has no memory left.
         smallest = self.smallest if self.world.size == 1 else max(1, len(images))
-        loss, took = retry_on_oom(backward, len(images), self.micro_batches, smallest)
+        try:
+            loss, took = retry_on_oom(backward, len(images), self.micro_batches, smallest)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"{self.recipe.arch} has BatchNorm, which cannot learn from one picture as small "
+                "as this: use a larger batch_size."
+            ) from error
         if took > self.micro_batches:
             self.micro_batches = took
             self.say(f"out of memory: each batch is cut into {took} micro-batches from here on")
