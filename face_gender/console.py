@@ -11,13 +11,14 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from face_gender.errors import InputError, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tqdm import tqdm
 
 _stderr = 2  # the file descriptor of the terminal, which `without_library_messages` moves
@@ -32,6 +33,8 @@ def not_empty(text: str) -> str:
 
 def given_path(text: str) -> Path:
     """Return a path; that of the empty text would be the working directory."""
+    from pathlib import Path  # late: until this module is imported, a Ctrl-C is a traceback
+
     return Path(not_empty(text))
 
 

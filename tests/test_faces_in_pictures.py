@@ -233,6 +233,6 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_crop_of_a_long_name_has_a_shorter_one(tmp_path: Path) -> None:
     """A name may have 255 bytes, and 118 Russian letters have 236."""
     crop = np.zeros((8, 8, 3), np.uint8)
-    face = Prediction(f"{'Я' * 118}.jpg", ("male", "female"), (0.9, 0.1), crop=crop)
+    face = Prediction(f"{'Я' * 118}.jpg", ("male", "female"), (0.9, 0.1), (0, 0, 8, 8), crop=crop)
     (path,) = write_crops(tmp_path, face)
     assert path.parent == tmp_path / "male" and path.name.endswith("Я_0.jpg")
