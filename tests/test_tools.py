@@ -152,3 +152,14 @@ def test_the_table_shows_what_has_been_run(
     assert any(line.startswith("| mean of the four published") for line in lines)
     assert not any("shipped weights" in line for line in lines)
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(("male", "female", "shift"), [(3, 4, 0), (4, 3, 0.2), (4, 2, 1)])
+def test_female_is_raised_until_recalls_are_equal(male: int, female: int, shift: float) -> None:
+    """Of four each: so many are right; the wrong women miss by 0.15, all others by 5 or more."""
+    lead = np.array([-5.0] * male + [5.0] * (4 - male) + [5.0] * female + [-0.15] * (4 - female))
+    if shift == 1:
+        lead[lead == -0.15] = -9
+    logs = np.stack([np.zeros(8), lead], 1)
+    labels = np.repeat([0, 1], 4)
+    assert pretrain.shift_for_equal_recalls(logs, labels) == pytest.approx(shift)
