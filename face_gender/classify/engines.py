@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Engine = Literal["torch", "openvino"]
 Precision = Literal["float32", "int8"]
 # The net is asked again in float32 where the largest probability is ahead of the next by less.
-# Beyond this margin 8 bits change no label, and no probability by 0.02; beyond one of 0.1, 1.3 % of
+# Beyond this margin 8 bits change no label, and no probability by 0.02; beyond one of 0.1, 1.5 % of
 # the probabilities by more (AVX2, docs/performance.md).
 MARGIN = 0.7
 
