@@ -40,7 +40,7 @@ from face_gender.data.sources import (
 )
 from face_gender.data.tables import class_of
 from face_gender.errors import InputError
-from face_gender.files import read_file
+from face_gender.files import has_image_suffix, read_file
 
 CONTENT = {"a.jpg": b"first", "in/b.PNG": b"second", "in/deep/c.txt": b"third"}
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
@@ -242,6 +242,7 @@ def test_a_folder_of_such_files_alone_says_so(tmp_path: Path) -> None:
 def test_visible_names(name: str) -> None:
     assert not is_hidden(name)
     assert is_hidden(".b.jpg") and is_hidden("@eaDir/b.jpg")
+    assert has_image_suffix(name) and not has_image_suffix("c.txt")
 
 
 # --- folders --------------------------------------------------------------------------------------

@@ -32,9 +32,7 @@ if __name__ == "__main__":
         torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
     if options.mode == "train":
         peer_watch.report(accuracy=fit()[0])
-    elif options.mode == "photos":
-        classify("--weights", options.shipped)
-        peer_watch.report()
     else:
-        classify("--weights", "model_weights/best.pth")
+        weights = options.shipped if options.mode == "photos" else "model_weights/best.pth"
+        classify("--weights", weights)
         peer_watch.report()

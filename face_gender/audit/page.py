@@ -85,8 +85,6 @@ MAX_RELATED = 24
 _TEMPLATE = Path(__file__).with_name("page.html")
 _COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
 _OPTIONAL = ("looks_like", "related_labels")
-# "<" would end the script that holds the data; lone surrogates are in no encoding; the others are
-# unsafe or invisible in some parser. All of them stand inside strings, where \uXXXX is the same.
 # How many pieces a related path may fall into because its name holds the separator itself.
 _MOST_PIECES = 4
 

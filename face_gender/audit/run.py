@@ -98,14 +98,8 @@ def audit(
     _make_output(output, index_or_data)
     nets = [Path(each) for each in weights] or [shipped_weights()]
     checkpoints = [read_checkpoint(path) for path in nets]
-    judge = Judge(
-        given,
-        Stages(output / "stages"),
-        min(jobs or cpu_count(), cpu_count()),
-        seed,
-        folds,
-        progress,
-    )
+    jobs = min(jobs or cpu_count(), cpu_count())
+    judge = Judge(given, Stages(output / "stages"), jobs, seed, folds, progress)
     found = judge.judge(checkpoints, get_recipe(recipe) if isinstance(recipe, str) else recipe)
     report = _report(found, given, [] if recipe else nets)
     good = found.judged.measured["reason"] == ""

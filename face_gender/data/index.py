@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ class Index:
         `landmarks.find_landmarks` (None: where the detector's packages are installed). Nothing
         but the CSV is written. Raises InputError.
         """
-        if not isinstance(seed, int):
+        if not isinstance(seed, Integral):  # NumPy's too
             raise InputError(f"the seed is a whole number, not {seed!r}.")
         data = Path(data)
         fractions = check_ratios(ratios)
