@@ -17,14 +17,23 @@ from face_gender.classify.resume import partial_path
 from face_gender.data.sources import FolderSource
 from face_gender.export import auto
 from face_gender.export.auto import cache_folder, cached_path, with_graph
+from face_gender.model.checkpoint import load_checkpoint
 
 for library in ("openvino", "onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library)
 
 
+def save_net(path: Path, seed: int = 3, sure: float = 1_000.0) -> Path:
+    """Write random weights whose outputs are ``sure`` times as far apart as they would be."""
+    checkpoint = load_checkpoint(save_colour_net(path, seed))
+    apart = {name: sure * checkpoint.weights[name] for name in ("fc4.weight", "fc4.bias")}
+    replace(checkpoint, weights={**checkpoint.weights, **apart}).save(path)
+    return path
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_colour_net(tmp_path_factory.mktemp("net") / "net.pth", seed=3)
+    return save_net(tmp_path_factory.mktemp("net") / "net.pth")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +110,17 @@ def test_few_pictures_leave_the_cache_alone(
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_net_that_is_unsure_of_most_pictures_predicts_alone(
+    source: FolderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("WORTH_COMPILING", "WORTH_MAKING"):
+        monkeypatch.setattr(auto, name, 0)
+    unsure = save_net(tmp_path / "net.pth", sure=1.0)
+    assert engine_of(chosen(unsure, source)) == "torch"
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(("begun", "expected"), [("torch", "torch"), ("openvino", "openvino")])
 def test_a_run_that_is_gone_on_with_keeps_its_engine(
     begun: str,
@@ -131,7 +151,7 @@ def test_the_graph_is_bound_to_weights_and_pictures(
     names = sorted(source.names())
     path = cached_path(net_of(weights), weights, source, names)
     assert path == cached_path(net_of(weights), weights, source, names)
-    other = save_colour_net(tmp_path / "other.pth", seed=4)
+    other = save_net(tmp_path / "other.pth", seed=4)
     assert path != cached_path(net_of(other), other, source, names)
     assert path != cached_path(net_of(weights), weights, source, names[1:])
 

@@ -37,5 +37,4 @@ def classify(model):
 if __name__ == "__main__":
     net = models.resnet18(num_classes=2)
     net.load_state_dict(torch.load(options.init))
-    classify(net)
-    peer_watch.report()
+    peer_watch.main(None, lambda: classify(net))

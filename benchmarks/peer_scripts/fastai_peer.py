@@ -56,8 +56,4 @@ def started(model):
 
 
 if __name__ == "__main__":
-    if options.mode == "train":
-        peer_watch.report(accuracy=train())
-    else:
-        classify()
-        peer_watch.report()
+    peer_watch.main(train, classify)

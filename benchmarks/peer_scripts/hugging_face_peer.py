@@ -118,8 +118,4 @@ def published():
 
 
 if __name__ == "__main__":
-    if options.mode == "train":
-        peer_watch.report(accuracy=train(published()))
-    else:
-        classify()
-        peer_watch.report()
+    peer_watch.main(lambda: train(published()), classify)

@@ -30,9 +30,5 @@ if __name__ == "__main__":
     if not options.bf16:
         # The kit asks the processor, which does not know that its instructions are not to be used.
         torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
-    if options.mode == "train":
-        peer_watch.report(accuracy=fit()[0])
-    else:
-        weights = options.shipped if options.mode == "photos" else "model_weights/best.pth"
-        classify("--weights", weights)
-        peer_watch.report()
+    weights = options.shipped if options.mode == "photos" else "model_weights/best.pth"
+    peer_watch.main(lambda: fit()[0], lambda: classify("--weights", weights))

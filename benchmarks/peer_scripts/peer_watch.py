@@ -5,6 +5,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 options = SimpleNamespace(**json.loads(sys.argv[1]))
@@ -40,6 +41,19 @@ def report(**figures):
         }),
         flush=True,
     )  # fmt: skip
+
+
+def main(train, classify, model=None):
+    """Train, which returns an accuracy, or classify, as asked for, and report it.
+
+    ``model``, where it is given, begins its training with the weights that all peers begin with.
+    """
+    if options.mode != "train":
+        classify()
+        return report()
+    if model is not None:
+        model.load_state_dict(torch.load(options.init))
+    return report(accuracy=train())
 
 
 _hook = register_module_forward_pre_hook(_see)

@@ -68,9 +68,4 @@ def classify():
 
 # user ends
 if __name__ == "__main__":
-    if options.mode == "train":
-        model.load_state_dict(torch.load(options.init))
-        peer_watch.report(accuracy=train())
-    else:
-        classify()
-        peer_watch.report()
+    peer_watch.main(train, classify, model)

@@ -78,9 +78,4 @@ def classify():
 SPLITS = ("train", "val")
 
 if __name__ == "__main__":
-    if options.mode == "train":
-        model.load_state_dict(torch.load(options.init))
-        peer_watch.report(accuracy=train())
-    else:
-        classify()
-        peer_watch.report()
+    peer_watch.main(train, classify, model)

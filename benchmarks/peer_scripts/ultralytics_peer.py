@@ -79,12 +79,12 @@ class Trainer(ClassificationTrainer):
         return found
 
 
+def started():
+    """Return the trainer with that; its epoch ends before it validates its best once more."""
+    trainer = Trainer(overrides={**settings(), "pretrained": False, "plots": False})
+    trainer.add_callback("on_fit_epoch_end", lambda _: peer_watch.last())
+    return trainer
+
+
 if __name__ == "__main__":
-    if options.mode == "train":
-        started = Trainer(overrides={**settings(), "pretrained": False, "plots": False})
-        # Behind it, the trainer validates its best epoch once more.
-        started.add_callback("on_fit_epoch_end", lambda _: peer_watch.last())
-        peer_watch.report(accuracy=train(started))
-    else:
-        classify()
-        peer_watch.report()
+    peer_watch.main(lambda: train(started()), classify)

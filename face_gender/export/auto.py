@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from face_gender.classify.classifier import Classifier
-from face_gender.classify.engines import OpenVino
-from face_gender.classify.results import Skipped
+from face_gender.classify.engines import MARGIN, OpenVino
+from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Source
 from face_gender.errors import InputError, first_line
@@ -33,6 +33,7 @@ WORTH_COMPILING = 1_000
 WORTH_MAKING = 10_000
 
 _CALIBRATED_ON, _CALIBRATION_BATCH = 300, 10
+_LOOKED_AT = 60
 _MOST_KEPT = 8  # graphs, of some 10 MB each
 _STALE = 3600  # seconds after which an unfinished file is nobody's
 _FORMAT = 1  # of the graphs; another number makes all of them anew
@@ -50,9 +51,10 @@ def with_graph(
 
     On a CPU that calculates in float32 alone, with OpenVINO installed, that is the 8-bit graph of
     ``weights``: where it is kept already from WORTH_COMPILING pictures for each processor on, else
-    from WORTH_MAKING. It is fitted to the pictures themselves. ``begun``: the `classifier.origin`
-    of a run that is gone on with, whose engine is taken. Whatever fails, ``say`` is given the
-    reason and the net itself classifies.
+    from WORTH_MAKING, and not where the net is unsure of most pictures, which it would have to
+    classify again. The graph is fitted to the pictures themselves. ``begun``: the
+    `classifier.origin` of a run that is gone on with, whose engine is taken. Whatever fails,
+    ``say`` is given the reason and the net itself classifies.
     """
     on_slow_cpu = classifier.device.type == "cpu" and classifier.dtype == torch.float32
     pictures = _equivalent(classifier, len(names))
@@ -62,6 +64,8 @@ def with_graph(
     path = None
     try:
         path = cached_path(classifier, weights, source, names)
+        if not begun and _is_unsure(classifier, source, names):
+            return classifier
         if not path.is_file():
             can_be_made = _installed("onnx", "onnxscript", "onnxruntime")
             if begun or pictures < WORTH_MAKING or not can_be_made:
@@ -119,6 +123,16 @@ def _calibration(names: Sequence[str]) -> list[str]:
     """Return the pictures to fit to, taken evenly, so that all subfolders take part."""
     count = min(_CALIBRATED_ON, len(names))
     return [names[i * len(names) // count] for i in range(count)]
+
+
+def _is_unsure(classifier: Classifier, source: Source, names: Sequence[str]) -> bool:
+    """Tell whether two classes are within MARGIN of each other in most of some pictures."""
+    plain = replace(classifier, checkpoint=replace(classifier.checkpoint, temperature=1.0))
+    some = names[:: max(1, len(names) // _LOOKED_AT)]
+    ordered = [
+        sorted(each.scores) for each in plain.predict(source, some) if isinstance(each, Prediction)
+    ]
+    return 2 * sum(scores[-1] - scores[-2] < MARGIN for scores in ordered) > len(ordered)
 
 
 def _make(
