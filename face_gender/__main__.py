@@ -10,7 +10,7 @@ from importlib import import_module
 from face_gender import __version__
 from face_gender.console import exit_on_signal, exit_with
 
-# Command: the room that it lies in, and what it is for.
+# Command: the package that it lies in, and what it is for.
 COMMANDS = {
     "classify": ("classify", "label face pictures male or female"),
     "split": ("data", "index a folder of pictures and split it into train, val and test"),
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the command")
     options = parser.parse_args(arguments)
     name = f"face-gender {options.command}"
-    room, _ = COMMANDS[options.command]
-    code: int = import_module(f"face_gender.{room}.__main__").main(options.arguments, name=name)
+    package, _ = COMMANDS[options.command]
+    code: int = import_module(f"face_gender.{package}.__main__").main(options.arguments, name=name)
     return code
 
 

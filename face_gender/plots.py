@@ -1,4 +1,4 @@
-"""The figures of the notebook and of an evaluation; the only room that knows matplotlib."""
+"""The figures of the notebook and of an evaluation; the only module that imports matplotlib."""
 
 from __future__ import annotations
 

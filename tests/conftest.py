@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 # Nets and pictures as small as these are slower on several threads than on one, here and in the
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+
+from face_gender.data.sources import FolderSource
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -75,6 +78,16 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def gone_drive(monkeypatch: pytest.MonkeyPatch, folder: Path) -> FolderSource:
+    """Return the files of a folder whose drive cannot be read any more."""
+
+    def fail(name: str) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("face_gender.data.sources.read_file", fail)
+    return FolderSource(folder, pause=lambda seconds: None)
 
 
 def save_colour_net(path: Path, seed: int | None = None) -> Path:

@@ -580,7 +580,7 @@ def test_a_recipe_trained_without_a_fold_answers_for_that_fold_alone(
     held_out = np.arange(len(table)) % 4 == 0
     recipe = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)
     before = snapshot(tmp_path)
-    answers = train_fold(recipe, table, faces, held_out, tmp_path / "fold", 0, 0)
+    answers = train_fold(recipe, table, FolderSource(faces), held_out, tmp_path / "fold", 0, 0)
     assert np.isfinite(answers).all(axis=1).tolist() == held_out.tolist()
     assert (answers[held_out].argmax(axis=1) == table["label"][held_out]).all()
     assert not (tmp_path / "fold").exists()
@@ -598,7 +598,9 @@ def test_an_interrupted_training_leaves_no_files(
     table = list_pictures(faces)[0]
     recipe = get_recipe("compact_cnn", epochs=1)
     with pytest.raises(KeyboardInterrupt):
-        train_fold(recipe, table, faces, np.arange(40) % 4 == 0, tmp_path / "fold", -1, 0)
+        train_fold(
+            recipe, table, FolderSource(faces), np.arange(40) % 4 == 0, tmp_path / "fold", -1, 0
+        )
     assert not (tmp_path / "fold").exists()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import COLOURS, ROOT, draw_face, make_faces, make_zip, snapshot
+from conftest import COLOURS, ROOT, draw_face, gone_drive, make_faces, make_zip, snapshot
 from PIL import Image
 from sentences import broken_archive, sentence, text_file
 
@@ -24,7 +24,7 @@ from face_gender.audit import duplicates, embeddings, pictures
 from face_gender.audit.__main__ import main
 from face_gender.audit.findings import COLUMNS
 from face_gender.audit.run import AuditReport, audit
-from face_gender.data.index import Index
+from face_gender.data.index import Index, list_pictures
 from face_gender.data.sources import open_source
 from face_gender.data.tables import read_index, write_index
 from face_gender.errors import InputError
@@ -257,6 +257,17 @@ def test_faces_that_an_index_counts_are_findings(tmp_path: Path, weights: Path) 
     assert len(read_index(tmp_path / "audit" / "index_clean.csv")) == 6
 
 
+def test_a_drive_that_is_gone_ends_an_audit_in_a_sentence(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = list_pictures(make_faces(tmp_path / "data", 30, 30))[0]
+    source = gone_drive(monkeypatch, tmp_path / "data")
+    with pytest.raises(InputError, match="seems to be gone: connect it") as caught:
+        look(Index(table, source), tmp_path / "audit", weights)
+    assert "--resume" not in str(caught.value)  # which the audit does not know
+    assert not (tmp_path / "audit" / "audit.csv").exists()
+
+
 # ---- What it may be given
 
 
@@ -318,6 +329,17 @@ def test_rows_that_stand_twice_or_of_missing_files_are_no_error(
     assert not report.findings["issue"].str.contains("duplicate").any()
     expected = read_index(index).query("path != 'male/m_1.jpg'").reset_index(drop=True)
     assert read_index(report.files[3]).equals(expected)
+
+
+def test_a_list_by_other_names_is_cleaned_as_it_is(tmp_path: Path, weights: Path) -> None:
+    data = make_portraits(tmp_path / "data", 4, 4)
+    rows = read_index(index_of(data, data / "index.csv"))
+    listed = pd.DataFrame({"Filename": rows["path"], "gender": rows["label"], "note": "kept"})
+    listed.to_csv(data / "list.csv", index=False)
+    (data / "male" / "m_1.jpg").write_bytes(b"no picture")
+    report = look(data / "list.csv", tmp_path / "audit", weights, apply=True, score=1)
+    kept = listed[listed["Filename"] != "male/m_1.jpg"]
+    assert report.files[3].read_text(encoding="utf-8") == kept.to_csv(index=False)
 
 
 def one_class(data: Path) -> Path:

@@ -18,14 +18,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, draw_face, heed_ctrl_c, make_faces, make_zip, snapshot
+from conftest import ROOT, draw_face, gone_drive, heed_ctrl_c, make_faces, make_zip, snapshot
 from PIL import Image
 
 from face_gender import CLASSES
 from face_gender.data.dataset import UnreadablePictureWarning
-from face_gender.data.index import Index
+from face_gender.data.index import Index, list_pictures
 from face_gender.data.sources import FolderSource, open_source
 from face_gender.data.tables import read_index, write_index
+from face_gender.errors import InputError
 from face_gender.evaluate import __main__ as evaluate
 from face_gender.evaluate.predict import evaluate as evaluation_of
 from face_gender.evaluate.report import EVERY, THRESHOLDS, by_value, columns_to_slice
@@ -340,6 +341,16 @@ def test_a_leak_is_refused_unless_it_is_asked_for(place: Path, capsys: Capture) 
     assert command(place, "--split", "val", "--allow-seen") == 0
     assert "SEEN: the model was trained or chosen on 8 of these 8" in capsys.readouterr().out
     assert figures(place)["seen_in_training"] == 8
+
+
+def test_a_drive_that_is_gone_ends_an_evaluation_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = list_pictures(make_faces(tmp_path / "data", 30, 30))[0]
+    index = Index(table, gone_drive(monkeypatch, tmp_path / "data"))
+    with pytest.raises(InputError, match="seems to be gone: connect it") as caught:
+        evaluation_of(random_net(), index, split=None, progress=False)
+    assert "--resume" not in str(caught.value)  # which evaluate does not know
 
 
 def no_weights(place: Path) -> str:

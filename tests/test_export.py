@@ -24,7 +24,7 @@ from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import FolderSource
 from face_gender.errors import InputError
 from face_gender.export import __main__ as export
-from face_gender.export.graph import calibration_batches
+from face_gender.export.graph import calibration_batches, evenly
 from face_gender.model.architectures import build_model, probabilities_of
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.recipes import get_recipe
@@ -373,10 +373,10 @@ def test_calibration_takes_pictures_of_every_subfolder(tmp_path: Path) -> None:
 
     source = Recorded(make_faces(tmp_path, 20, 20))
     names = sorted(source.names(recursive=True))
-    batches = list(calibration_batches(Preprocessing(8, 8), source, names, 11))
+    batches = list(calibration_batches(Preprocessing(8, 8), None, source, evenly(names, 11)))
     assert sum(len(batch["images"]) for batch in batches) == len(set(asked)) == 11
     assert sum(name.startswith("male/") for name in asked) in (5, 6)
-    assert len(list(calibration_batches(Preprocessing(8, 8), source, names[:3], 300))) == 1
+    assert evenly(names[:3], 300) == names[:3]
 
 
 def test_a_plain_state_dict_needs_its_recipe_and_classes(tmp_path: Path) -> None:

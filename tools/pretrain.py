@@ -31,11 +31,10 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from face_gender import CLASSES
-from face_gender.console import progress_bar
+from face_gender.console import progress_bar, run_command
 from face_gender.data.images import load_image
 from face_gender.data.index import Index
 from face_gender.data.landmarks import coordinates_of
-from face_gender.errors import InputError
 from face_gender.evaluate.metrics import fit_temperature
 from face_gender.faces.alignment import similarity, template
 from face_gender.files import write_atomically
@@ -363,6 +362,38 @@ def train(faces: Faces, options: argparse.Namespace, model: Student, numbers: Nu
     return student.net
 
 
+def run(options: argparse.Namespace) -> None:
+    """Train, and write the weights."""
+    index = Index.open(options.index).with_landmarks()
+    torch.manual_seed(options.seed)
+    model = build_model(RECIPE.arch, len(CLASSES)).to(memory_format=torch.channels_last)
+    seen = start_from(model, options.init, RECIPE.arch)
+    faces, numbers = Faces(index, options.seed), Numbers(options.teachers, index.table)
+    assert isinstance(model, ResNet)
+    student = Student(model, numbers.values.shape[1])
+    best = train(faces, options, student, numbers)
+    own = index.table
+    rows = np.flatnonzero((own["split"] == "val") & (own["known"] == "yes"))
+    logs, labels = validated(best, faces, rows)
+    shift = shift_for_equal_recalls(logs, labels)
+    with torch.no_grad():
+        best.get_submodule("fc").bias[CLASSES.index("female")] += shift  # type: ignore[index,operator]
+    logs = log_softmax(logs + np.array([0, shift]), axis=1)
+    correct = logs.argmax(1) == labels
+    used = hash64(own["sha256"][own["split"].isin(["train", "val"])])
+    Checkpoint(
+        RECIPE,
+        CLASSES,
+        RECIPE.preprocessing,
+        best.state_dict(),
+        metrics={"val_accuracy": float(correct.mean())},
+        temperature=fit_temperature(logs, labels),
+        seen_hashes=torch.unique(torch.cat([seen, used])),
+    ).save(options.out, dtype=torch.float16)
+    for source, mean in pd.Series(correct).groupby(faces.sources[rows]).mean().items():
+        print(f"{source}: validation accuracy {mean:.4f}")
+
+
 def main() -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -377,39 +408,7 @@ def main() -> int:
     add("--learning-rate", type=float, default=6e-4)
     add("--seed", type=int, default=0)
     options = parser.parse_args()
-    try:
-        index = Index.open(options.index).with_landmarks()
-        torch.manual_seed(options.seed)
-        model = build_model(RECIPE.arch, len(CLASSES)).to(memory_format=torch.channels_last)
-        seen = start_from(model, options.init, RECIPE.arch)
-        faces, numbers = Faces(index, options.seed), Numbers(options.teachers, index.table)
-        assert isinstance(model, ResNet)
-        student = Student(model, numbers.values.shape[1])
-        best = train(faces, options, student, numbers)
-        own = index.table
-        rows = np.flatnonzero((own["split"] == "val") & (own["known"] == "yes"))
-        logs, labels = validated(best, faces, rows)
-        shift = shift_for_equal_recalls(logs, labels)
-        with torch.no_grad():
-            best.get_submodule("fc").bias[CLASSES.index("female")] += shift  # type: ignore[index,operator]
-        logs = log_softmax(logs + np.array([0, shift]), axis=1)
-    except (InputError, OSError) as error:
-        print(f"pretrain.py: {error}", file=sys.stderr)
-        return 1
-    correct = logs.argmax(1) == labels
-    used = hash64(own["sha256"][own["split"].isin(["train", "val"])])
-    Checkpoint(
-        RECIPE,
-        CLASSES,
-        RECIPE.preprocessing,
-        best.state_dict(),
-        metrics={"val_accuracy": float(correct.mean())},
-        temperature=fit_temperature(logs, labels),
-        seen_hashes=torch.unique(torch.cat([seen, used])),
-    ).save(options.out, dtype=torch.float16)
-    for source, mean in pd.Series(correct).groupby(faces.sources[rows]).mean().items():
-        print(f"{source}: validation accuracy {mean:.4f}")
-    return 0
+    return run_command("pretrain", lambda: run(options))
 
 
 if __name__ == "__main__":

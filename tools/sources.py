@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from face_gender.console import run_command
 from face_gender.data.tables import write_index
-from face_gender.errors import InputError
 from face_gender.files import sha256_of
 from face_gender.model.checkpoint import as_int64, read_checkpoint
 
@@ -82,6 +82,28 @@ def split_of(rows: pd.DataFrame, seen: set[int]) -> list[str]:
     ]  # fmt: skip
 
 
+def run(options: argparse.Namespace) -> None:
+    """Write the index."""
+    found = read_checkpoint(options.earlier).seen_hashes if options.earlier else None
+    seen = set() if found is None else set(found.tolist())
+    parts = []
+    for source in SOURCES:
+        rows = rows_of(options.data, source)
+        parts.append(rows.assign(split=split_of(rows, seen)))
+    index = pd.concat(parts, ignore_index=True)
+    if options.teacher:
+        female = pd.read_csv(options.teacher).set_index("path")["female"]
+        index["teacher"] = index["teacher"].fillna(index["path"].map(female))
+    is_known = index["label"] >= 0
+    index["teacher"] = index["teacher"].fillna(index["label"].where(is_known, np.nan))
+    is_sure = index["teacher"].sub(0.5).abs() >= 0.2
+    index["known"] = np.where(is_known, "yes", "no")
+    index["label"] = index["label"].where(is_known, index["teacher"].gt(0.5).astype(int))
+    index = index[is_known | is_sure].astype({"label": int}).reset_index(drop=True)
+    write_index(index, options.data / "index.csv")
+    print(index.groupby(["source", "split", "label"]).size().unstack())
+
+
 def main() -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -89,29 +111,7 @@ def main() -> int:
     parser.add_argument("--earlier", type=Path, help="the earlier weights")
     parser.add_argument("--teacher", type=Path, help="CSV path,female")
     options = parser.parse_args()
-    try:
-        found = read_checkpoint(options.earlier).seen_hashes if options.earlier else None
-        seen = set() if found is None else set(found.tolist())
-        parts = []
-        for source in SOURCES:
-            rows = rows_of(options.data, source)
-            parts.append(rows.assign(split=split_of(rows, seen)))
-        index = pd.concat(parts, ignore_index=True)
-        if options.teacher:
-            female = pd.read_csv(options.teacher).set_index("path")["female"]
-            index["teacher"] = index["teacher"].fillna(index["path"].map(female))
-        is_known = index["label"] >= 0
-        index["teacher"] = index["teacher"].fillna(index["label"].where(is_known, np.nan))
-        is_sure = index["teacher"].sub(0.5).abs() >= 0.2
-        index["known"] = np.where(is_known, "yes", "no")
-        index["label"] = index["label"].where(is_known, index["teacher"].gt(0.5).astype(int))
-        index = index[is_known | is_sure].astype({"label": int}).reset_index(drop=True)
-        write_index(index, options.data / "index.csv")
-    except (InputError, OSError) as error:
-        print(f"sources.py: {error}", file=sys.stderr)
-        return 1
-    print(index.groupby(["source", "split", "label"]).size().unstack())
-    return 0
+    return run_command("sources", lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from face_gender.console import progress_bar
+from face_gender.console import progress_bar, run_command
 from face_gender.data.index import Index
-from face_gender.errors import InputError
 from face_gender.faces.alignment import similarity
 from face_gender.files import write_atomically
 from tools.pretrain import Faces, warp
@@ -127,6 +126,26 @@ def out_of_fold(known: Array, table: pd.DataFrame, seed: int, folds: int = 5) ->
     return female
 
 
+def run(options: argparse.Namespace) -> None:
+    """Ask the teachers and write what they say."""
+    index = Index.open(options.index).with_landmarks()
+    table = index.table[index.table["split"] != "test"].reset_index(drop=True)
+    faces = Faces(Index(table, index.source), options.seed)
+    beside = options.out.with_name(f"{options.out.name}.partial")
+    known = answers(faces, Teachers(options.nets), beside)
+    female = out_of_fold(known, table, options.seed)
+    content = {
+        "path": faces.paths,
+        "features": known[:, :FEATURES].astype(np.float16),
+        "female": female,
+    }
+    write_atomically(options.out, partial(np.savez, **content))
+    is_there = np.isfinite(female) & (table["known"] == "yes").to_numpy()
+    correct = (female > 0.5) == (table["label"] == 1)
+    for source, mean in correct[is_there].groupby(table["source"][is_there]).mean().items():
+        print(f"{source}: out of fold {mean:.4f}")
+
+
 def main() -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,27 +154,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    try:
-        index = Index.open(options.index).with_landmarks()
-        table = index.table[index.table["split"] != "test"].reset_index(drop=True)
-        faces = Faces(Index(table, index.source), options.seed)
-        beside = options.out.with_name(f"{options.out.name}.partial")
-        known = answers(faces, Teachers(options.nets), beside)
-        female = out_of_fold(known, table, options.seed)
-        content = {
-            "path": faces.paths,
-            "features": known[:, :FEATURES].astype(np.float16),
-            "female": female,
-        }
-        write_atomically(options.out, partial(np.savez, **content))
-    except (InputError, OSError) as error:
-        print(f"teachers.py: {error}", file=sys.stderr)
-        return 1
-    is_there = np.isfinite(female) & (table["known"] == "yes").to_numpy()
-    correct = (female > 0.5) == (table["label"] == 1)
-    for source, mean in correct[is_there].groupby(table["source"][is_there]).mean().items():
-        print(f"{source}: out of fold {mean:.4f}")
-    return 0
+    return run_command("teachers", lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,10 +19,9 @@ from torch import nn
 from face_gender import CLASSES
 from face_gender.data.dataset import FaceDataset, make_loader, to_input
 from face_gender.data.index import Index
-from face_gender.data.sources import Source, open_source
+from face_gender.data.sources import Source
 from face_gender.devices import mixed_precision, pick_device
 from face_gender.evaluate.predict import evaluate
-from face_gender.files import cpu_count
 from face_gender.model.architectures import embed, head_name, to_device
 from face_gender.model.checkpoint import Checkpoint, as_int64
 from face_gender.model.recipes import Recipe
@@ -54,7 +52,7 @@ def embed_all(
     precision = mixed_precision(device)
     dataset = FaceDataset(Index(table, source), None, transform)
     out: npt.NDArray[np.float16] | None = None
-    workers = min(jobs, cpu_count()) if len(dataset) >= 256 else 0
+    workers = jobs if len(dataset) >= 256 else 0
     for batch in make_loader(dataset, _BATCH, workers=workers, device=device):
         progress(len(batch.labels) + len(batch.failures))
         if not len(batch.images):
@@ -132,7 +130,7 @@ def out_of_fold(
 def train_fold(
     recipe: Recipe,
     table: pd.DataFrame,
-    data: str | os.PathLike[str],
+    source: Source,
     held_out: npt.NDArray[np.bool_],
     folder: Path,
     seed: int,
@@ -149,7 +147,7 @@ def train_fold(
     if len(others) < 4 or table["label"].iloc[others].nunique() < len(CLASSES):
         return probabilities
     split[np.random.default_rng(abs(seed)).permutation(others)[: max(2, len(others) // 20)]] = "val"
-    index = Index(table.assign(split=split), open_source(data))
+    index = Index(table.assign(split=split), source)
     try:
         for _ in train(recipe, index, folder, seed=seed, workers=jobs):
             pass

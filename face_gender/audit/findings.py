@@ -13,6 +13,7 @@ from face_gender import CLASSES
 from face_gender.audit.duplicates import Pairs
 from face_gender.audit.page import MAX_RELATED
 from face_gender.audit.pictures import QUALITY_ISSUES
+from face_gender.data.tables import PATH_COLUMNS, are_pictures, find_column
 
 COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
 
@@ -100,10 +101,8 @@ class Judged:
         for row, digest in enumerate(self.measured["sha256"].tolist()):
             if digest and not self.measured["reason"][row]:
                 rows_of.setdefault(digest, []).append(row)
-        return [sorted(rows, key=self._by_path) for rows in rows_of.values() if len(rows) > 1]
-
-    def _by_path(self, row: int) -> str:
-        return self.paths[row]
+        path_of = self.paths.__getitem__
+        return [sorted(rows, key=path_of) for rows in rows_of.values() if len(rows) > 1]
 
     def _exact(self) -> list[tuple]:
         found = []
@@ -205,5 +204,5 @@ def _keep_best(
 def clean(table: pd.DataFrame, findings: pd.DataFrame, score: float) -> pd.DataFrame:
     """Return the rows of an index without the pictures of findings of at least ``score``."""
     out = set(findings.loc[findings["score"] >= score, "path"])
-    name = "path" if "path" in table else "image_name"
+    name = find_column(table, PATH_COLUMNS, are_pictures)
     return table[~table[name].isin(out)].reset_index(drop=True)

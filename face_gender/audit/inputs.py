@@ -13,7 +13,7 @@ import pandas as pd
 
 from face_gender.data.index import Index, list_pictures
 from face_gender.data.sources import Source
-from face_gender.data.tables import read_cells, read_index
+from face_gender.data.tables import MAKE_INDEX, read_cells, read_index
 from face_gender.errors import InputError
 
 
@@ -61,9 +61,7 @@ def open_input(
                 table, source, _ = list_pictures(path)
                 return AuditInput(table, source, None)
         raise
-    return _of_index(
-        index.table, index.source, read_cells(path, "make an index with data_split.py")
-    )
+    return _of_index(index.table, index.source, read_cells(path, MAKE_INDEX))
 
 
 def _of_index(table: pd.DataFrame, source: Source, written: pd.DataFrame) -> AuditInput:

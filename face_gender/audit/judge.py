@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +74,7 @@ class Judge:
     def _measured(self, names: Sequence[str]) -> dict[str, npt.NDArray]:
         source = self.given.source
         # Names and not contents: these are read here. A changed size or date is another file.
-        key = key_of(source.path, *names, *_dates(source, names))
+        key = key_of(source.path, *names, *(_stamp(source, each) for each in names))
 
         def make() -> Arrays:
             with self._bar("pictures", len(names)) as bar:
@@ -147,10 +147,10 @@ class Judge:
 
             def make(held_out: npt.NDArray[np.bool_] = held_out, fold: int = fold) -> Arrays:
                 folder = self.stages.folder / f"training_{fold}"
-                data = self.given.source.path
+                source = self.given.source
                 return {
                     "probabilities": embeddings.train_fold(
-                        recipe, table, data, held_out, folder, self.seed, self.jobs
+                        recipe, table, source, held_out, folder, self.seed, self.jobs
                     )
                 }
 
@@ -164,14 +164,8 @@ class Judge:
             yield bar.update
 
 
-def _dates(source: Source, names: Sequence[str]) -> list[tuple[int, int]]:
-    """Return size and date of the archive, or of each file; (0, 0) for one that is gone."""
-    paths = [source.path] if source.path.is_file() else [source.path / name for name in names]
-    found = []
-    for path in paths:
-        try:
-            status = path.stat()
-            found.append((status.st_size, status.st_mtime_ns))
-        except OSError:
-            found.append((0, 0))
-    return found
+def _stamp(source: Source, name: str) -> tuple[int, int]:
+    """Return another pair where a picture is another; (0, 0) for one that is gone."""
+    with suppress(OSError):
+        return source.stamp(name)
+    return 0, 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +83,6 @@ HEADINGS = {
 MAX_RELATED = 24
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
-_OPTIONAL = ("looks_like", "related_labels")
 # How many pieces a related path may fall into because its name holds the separator itself.
 _MOST_PIECES = 4
 
@@ -110,14 +108,11 @@ def write_page(
     """Write the findings as one self-contained HTML file, UTF-8, whole or not at all.
 
     ``findings``, worst first: ``path``, ``label`` ("male", "female" or ""), ``issue`` (a key of
-    HEADINGS), ``score`` (0..1, 1 is worst), ``related`` (paths joined by "|"), ``suggestion``; may
-    have ``looks_like`` (a label) and ``related_labels`` (as many, joined by "|"). Without the last,
-    a related picture has the label of its own finding, or the one that the issue implies.
-    ``thumbnails``: JPEG bytes by path; a picture without one gets a grey field. ``summary``: names
-    and values for the head of the page. Equal arguments give equal bytes.
-
-    Raises ValueError for a missing column, an unknown issue or a score outside 0..1, and InputError
-    where ``path`` cannot be written.
+    HEADINGS), ``score`` (0..1, 1 is worst), ``related`` (paths joined by "|"), ``suggestion`` and
+    ``looks_like`` (a label or ""). A related picture has the label of its own finding, or the one
+    that the issue implies. ``thumbnails``: JPEG bytes by path; a picture without one gets a grey
+    field. ``summary``: names and values for the head of the page. Equal arguments give equal bytes.
+    Raises InputError where ``path`` cannot be written.
     """
     rows = _read(findings, thumbnails)
     store = _Store(thumbnails)
@@ -165,42 +160,16 @@ class _Store:
 
 
 def _read(findings: pd.DataFrame, thumbnails: Mapping[str, bytes]) -> list[_Finding]:
-    """Return the rows of the table, checked. Raises ValueError as `write_page` does."""
-    missing = [name for name in _COLUMNS if name not in findings.columns]
-    if missing:
-        raise ValueError(f"findings lack {', '.join(missing)}: give all of {', '.join(_COLUMNS)}.")
-    columns = {
-        name: _texts(findings[name]) if name in findings.columns else [""] * len(findings)
-        for name in (*_COLUMNS, *_OPTIONAL)
-        if name != "score"
-    }
-    scores = [float(score) for score in findings["score"]]
-    labels = dict(zip(columns["path"], columns["label"], strict=True))
-    known = labels.keys() | thumbnails.keys()
-    rows = []
-    for i, path in enumerate(columns["path"]):
-        issue, label, score = columns["issue"][i], columns["label"][i], scores[i]
-        if issue not in HEADINGS:
-            raise ValueError(f"{path!r} has the unknown issue {issue!r}.")
-        if not 0 <= score <= 1:
-            raise ValueError(f"{path!r} has the score {score}, which is not within 0..1.")
-        related = _split(columns["related"][i], known)
-        if columns["related_labels"][i]:
-            own = columns["related_labels"][i].split("|")
-        else:
-            own = [labels.get(other) or _implied_label(issue, label) for other in related]
-        if len(own) != len(related):
-            raise ValueError(f"{path!r} has {len(related)} related pictures, {len(own)} labels.")
+    label_of = dict(zip(findings["path"], findings["label"], strict=True))
+    known, rows = label_of.keys() | thumbnails.keys(), []
+    for row in findings.itertuples(index=False):
+        related = _split(row.related, known)
+        own = [label_of.get(each) or _implied_label(row.issue, row.label) for each in related]
         rows.append(
-            _Finding(path, label, issue, score, related, own,
-                     columns["suggestion"][i], columns["looks_like"][i])
+            _Finding(row.path, row.label, row.issue, row.score, related, own,
+                     row.suggestion, row.looks_like)
         )  # fmt: skip
     return rows
-
-
-def _texts(column: Iterable[object]) -> list[str]:
-    # A table that was read from a file has NaN where a text is empty.
-    return ["" if value is None or value != value else str(value) for value in column]
 
 
 def _split(related: str, known: Collection[str]) -> list[str]:
@@ -236,14 +205,14 @@ def _tabs(rows: Sequence[_Finding], store: _Store) -> list[dict[str, Any]]:
 
 def _packed(row: _Finding, store: _Store) -> list[Any]:
     """Return a finding as page.html reads it; paths are numbers."""
-    printable = list(zip(row.related, row.related_labels, strict=True))[:MAX_RELATED]
+    shown = list(zip(row.related, row.related_labels, strict=True))[:MAX_RELATED]
     return [
         store.number(row.path),
         row.label,
         # Compared with the slider as it is shown: three digits.
         round(row.score, 3),
-        [[store.number(other), label] for other, label in printable],
-        len(row.related) - len(printable),
+        [[store.number(other), label] for other, label in shown],
+        len(row.related) - len(shown),
         row.suggestion,
         row.looks_like,
     ]

@@ -21,6 +21,7 @@ from face_gender.audit.judge import Judge, Judgement
 from face_gender.audit.page import write_page
 from face_gender.audit.stages import Stages
 from face_gender.console import progress_bar
+from face_gender.data.base_source import without_resume
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.data.split import split_rows
@@ -100,7 +101,8 @@ def audit(
     checkpoints = [read_checkpoint(path) for path in nets]
     jobs = min(jobs or cpu_count(), cpu_count())
     judge = Judge(given, Stages(output / "stages"), jobs, seed, folds, progress)
-    found = judge.judge(checkpoints, get_recipe(recipe) if isinstance(recipe, str) else recipe)
+    with without_resume():
+        found = judge.judge(checkpoints, get_recipe(recipe) if isinstance(recipe, str) else recipe)
     report = _report(found, given, [] if recipe else nets)
     good = found.judged.measured["reason"] == ""
     files = [output / name for name in ("audit.csv", "groups.csv", "audit.html")]
@@ -114,11 +116,11 @@ def audit(
 
 def _check(folds: int, score: float, jobs: int | None) -> None:
     if folds < 2:
-        raise InputError("an audit needs at least 2 folds, or a picture would judge itself.")
+        raise InputError("with fewer than 2 folds a picture judges itself: give --folds 2 or more.")
     if not 0 < score <= 1:
-        raise InputError(f"a score is above 0 and at most 1, not {score}.")
+        raise InputError(f"a score is above 0 and at most 1, not {score}: correct --score.")
     if jobs is not None and jobs < 1:
-        raise InputError("an audit takes at least one job.")
+        raise InputError("an audit takes at least one job: give --jobs 1 or more.")
 
 
 def _make_output(output: Path, given: Index | str | os.PathLike[str]) -> None:

@@ -134,13 +134,9 @@ class Classifier:
     def predict(self, source: Reader | None, names: Sequence[str]) -> list[Result]:
         """Read and classify a batch of pictures, in order; ``source`` None: names are paths."""
         read = [self.views(source, name) for name in names]
-        views = [view for item in read if not isinstance(item, Skipped) for view in item]
-        rows: Iterator[list[float]] = iter(())
-        if views:
-            prepared = [view.prepared for view in views]
-            # A group photograph may hold many faces.
-            parts = [prepared[i : i + _MOST_VIEWS] for i in range(0, len(prepared), _MOST_VIEWS)]
-            rows = itertools.chain(*(self.probabilities(stack(part)).tolist() for part in parts))
+        views = [view.prepared for item in read if not isinstance(item, Skipped) for view in item]
+        parts = [views[i : i + _MOST_VIEWS] for i in range(0, len(views), _MOST_VIEWS)]
+        rows = itertools.chain(*(self.probabilities(stack(part)).tolist() for part in parts))
         return [
             item if isinstance(item, Skipped) else self._prediction(name, item, rows)
             for name, item in zip(names, read, strict=True)
@@ -160,7 +156,7 @@ class Classifier:
         faces = self.detector.detect(array, everywhere=self.every_face)
         chosen = faces if self.every_face else faces[:1]
         if not chosen:
-            return [View(preprocessing.resized(pixels), crop=self._crop(array, None))]
+            return [View(preprocessing.resized(pixels))]
         scale = _full_side(data, pixels) / max(pixels.shape[1:])
         return [
             View(
@@ -171,10 +167,8 @@ class Classifier:
             for face in chosen
         ]
 
-    def _crop(
-        self, array: npt.NDArray[np.uint8], face: Face | None
-    ) -> npt.NDArray[np.uint8] | None:
-        if not self.crop_size or face is None:
+    def _crop(self, array: npt.NDArray[np.uint8], face: Face) -> npt.NDArray[np.uint8] | None:
+        if not self.crop_size:
             return None
         size = (self.crop_size, self.crop_size)
         return aligned(array, face.landmarks, face.box, size, self.checkpoint.preprocessing.margin)

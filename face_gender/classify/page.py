@@ -210,7 +210,7 @@ def _embed(
     workers: int | None,
     progress: Callable[[int], object] | None,
 ) -> dict[str, Any]:
-    """Read pictures in order until their thumbnails fill the limit; return these's numbers."""
+    """Read pictures in order until their thumbnails fill the limit; return their numbers."""
     thumb = [-1] * sum(map(len, faces.values()))
     photo: dict[int, int] = {}
     sizes: dict[int, tuple[int, int]] = {}

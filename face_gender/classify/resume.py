@@ -103,7 +103,7 @@ def keep_results(
     def unknown() -> Iterator[str]:
         for name in names:
             if name not in known:
-                stamps[name] = _stamp(source, name)  # before it is read, or a change went unseen
+                stamps[name] = _stamp(source, name)  # before it is read: a change is to be seen
                 yield name
 
     results = classify(unknown())

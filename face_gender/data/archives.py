@@ -128,7 +128,7 @@ class ArchiveSource(BaseSource):
         return data
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return size and CRC-32, another pair where a member is. Raises OSError."""
+        """Return size and CRC-32, which differ for another member. Raises OSError."""
         info = self._info(name)
         return info.file_size, info.CRC
 

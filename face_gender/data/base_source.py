@@ -8,7 +8,8 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TypeVar
 
@@ -65,6 +66,15 @@ class DriveGoneError(InputError):
 
     def __str__(self) -> str:
         return super().__str__() + self.CURE
+
+
+@contextmanager
+def without_resume() -> Iterator[None]:
+    """Raise InputError for a DriveGoneError: the command has no --resume to name."""
+    try:
+        yield
+    except DriveGoneError as error:
+        raise InputError(f"{error.args[0]}: connect it and give the same command.") from error
 
 
 class BaseSource:

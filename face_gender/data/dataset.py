@@ -322,12 +322,12 @@ def make_loader(
     on_gpu = torch.device(device).type != "cpu"
     if workers is None:
         workers = min(_MOST_WORKERS, threads) if on_gpu and len(dataset) >= _WORTH_WORKERS else 0
-    size = dataset.transform.preprocessing if isinstance(dataset.transform, FaceTransform) else None
-    shape = (size.height, size.width) if size else (0, 0)
+    pixels = PixelDataset(dataset, threads)
+    size = pixels.transform.preprocessing
     return FaceLoader(
-        PixelDataset(dataset, threads),
+        pixels,
         batch_sampler=EpochSampler(len(dataset), batch_size, shuffle, seed, rank, world_size),
-        collate_fn=partial(collate, size=shape),
+        collate_fn=partial(collate, size=(size.height, size.width)),
         num_workers=workers,
         worker_init_fn=_prepare_worker,
         persistent_workers=workers > 0,

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from face_gender.console import progress_bar
+from face_gender.data.base_source import without_resume
 from face_gender.data.images import UnreadableImage, decode_image
-from face_gender.data.sources import DriveGoneError, Source
+from face_gender.data.sources import Source
 from face_gender.errors import InputError
 from face_gender.files import cpu_count
 
@@ -43,15 +44,12 @@ def hash_and_check(
     hashes: list[str] = []
     unreadable: list[tuple[str, str]] = []
     bar = progress_bar(len(names), "index", "file", shown=progress)
-    try:
-        with bar, closing(_check_all(source, names)) as checked:
-            for digest, reason in checked:
-                if reason:
-                    unreadable.append((names[len(hashes)], reason))
-                hashes.append(digest)
-                bar.update()
-    except DriveGoneError as error:
-        raise InputError(f"{error.args[0]}: connect it and give the same command.") from error
+    with without_resume(), bar, closing(_check_all(source, names)) as checked:
+        for digest, reason in checked:
+            if reason:
+                unreadable.append((names[len(hashes)], reason))
+            hashes.append(digest)
+            bar.update()
     return hashes, tuple(unreadable)
 
 

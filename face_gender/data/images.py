@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from face_gender.data.sources import Reader
-
 
 # No picture is returned larger. A JPEG is decoded at a half where it is, others are reduced.
 MAX_PIXELS = 89_478_485
@@ -48,6 +46,7 @@ _MOST_SCANNED = 20 * MAX_PIXELS
 # that a progressive JPEG keeps of each at full scale.
 _PILLOW_COST, _LIBJPEG_COST, _PROGRESSIVE_COST = 12, 4, 6
 
+# The formats of photographs; Pillow knows more, one of which (EPS) starts a program.
 _FORMATS = ("BMP", "DIB", "GIF", "WEBP", "PPM", "AVIF", "HEIF", "JXL")
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 _UNCHANGED = 0
@@ -235,7 +234,8 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
     bitmap = bmp.read_header(data) if data.startswith(bmp.SIGNATURE) else None
     if bitmap is not None:
         return _decode_bitmap(data, bitmap)
-    with _loaded(data, _formats(data)) as image:
+    _check_plugin(data)
+    with _loaded(data, _FORMATS) as image:
         is_turned = image.format in ("WEBP", "AVIF")  # HEIF's plugin has turned it
         orientation = jpeg.exif_orientation(image.info.get("exif", b"")) if is_turned else 1
         box = getattr(image, "dispose_extent", None)  # of a GIF's first frame
@@ -247,13 +247,12 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
         return _finished(image, orientation, 65_535 if image.mode == "I" else None)
 
 
-def _formats(data: bytes) -> tuple[str, ...]:
-    """The formats of photographs; Pillow knows more, one of which (EPS) starts a program."""
+def _check_plugin(data: bytes) -> None:
+    """Raise NotDecoded where a file needs a plugin of Pillow that is not installed."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _has_plugin("pillow_heif"):
         raise NotDecoded("HEIC: to read it, pip install -r requirements-heic.txt")
     if data.startswith(_JPEG_XL) and not _has_plugin("pillow_jxl"):
         raise NotDecoded("JPEG XL: to read it, pip install pillow-jxl-plugin")
-    return _FORMATS
 
 
 def _has_plugin(name: str) -> bool:

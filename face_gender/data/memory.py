@@ -18,7 +18,7 @@ _taken = 0
 def reserve(cost: int) -> Iterator[None]:
     """Wait until so many bytes are free of MOST_MEMORY, or all of it where that is less.
 
-    Who waits keeps the door closed, so that a large picture comes before the small ones behind it.
+    A large picture that waits keeps the door closed to the small ones behind it.
     Not to be called within itself.
     """
     global _taken

@@ -72,12 +72,12 @@ class FolderSource(BaseSource):
 
         A name in another Unicode normal form is found. Raises OSError also for a name that leads
         out of the folder, which an index from elsewhere may hold; links in the folder are
-        followed wherever they lead: who owns the folder put them there.
+        followed wherever they lead: whoever owns the folder put them there.
         """
         return self._at(name, read_file)
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return size and time of change, another pair where a file is. Raises OSError."""
+        """Return size and time of change, which differ for another file. Raises OSError."""
         status = self._at(name, os.stat)
         return status.st_size, status.st_mtime_ns
 

@@ -127,7 +127,11 @@ class Evaluation:
     @property
     def recall(self) -> dict[str, float]:
         """For each class the fraction of its pictures that was predicted so; NaN for none."""
-        return recall_per_class(self.confusion, self.classes)
+        matrix, totals = self.confusion, self.confusion.sum(axis=1)
+        return {
+            name: float(matrix[i, i] / totals[i]) if totals[i] else math.nan
+            for i, name in enumerate(self.classes)
+        }
 
     @property
     def recall_intervals(self) -> dict[str, tuple[float, float]]:
@@ -224,20 +228,6 @@ class Evaluation:
             f"accuracy {self.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}, "
             f"n = {len(self.labels)}), {recall}, loss {self.loss:.4f}"
         )
-
-
-def recall_per_class(
-    confusion: npt.NDArray[np.int64], classes: tuple[str, ...]
-) -> dict[str, float]:
-    """Return recall, 0..1, by class name from a confusion matrix (classes, classes), rows labels.
-
-    NaN for a class without pictures.
-    """
-    totals = confusion.sum(axis=1)
-    return {
-        name: float(confusion[i, i] / totals[i]) if totals[i] else math.nan
-        for i, name in enumerate(classes)
-    }
 
 
 def fit_temperature(outputs: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from face_gender import CLASSES
 from face_gender.console import progress_bar
+from face_gender.data.base_source import without_resume
 from face_gender.data.dataset import FaceDataset, FaceLoader, Failure, make_loader, to_input
 from face_gender.data.index import Index
 from face_gender.devices import forward, halving_on_oom, pick_device
@@ -76,18 +77,20 @@ def evaluate_changed(
         _refuse_leak(checkpoint, rows, name)
     model, transform = checkpoint.build()
     # The index numbers classes its own way; the outputs follow the checkpoint's.
-    position = {i: _position(checkpoint.classes, each) for i, each in enumerate(CLASSES)}
+    position = {i: _position(checkpoint.classes, each, name) for i, each in enumerate(CLASSES)}
     rows = replace(rows, table=rows.table.assign(label=rows.table["label"].map(position)))
     chosen = pick_device(device)
-    results = predict(
-        to_device(model, chosen),
-        make_loader(FaceDataset(rows, None, transform), batch_size, workers=workers, device=chosen),
-        checkpoint.classes,
-        temperature=checkpoint.temperature,
-        flip=flip,
-        changes=changes,
-        progress=progress,
-    )
+    dataset = FaceDataset(rows, None, transform)
+    with without_resume():
+        results = predict(
+            to_device(model, chosen),
+            make_loader(dataset, batch_size, workers=workers, device=chosen),
+            checkpoint.classes,
+            temperature=checkpoint.temperature,
+            flip=flip,
+            changes=changes,
+            progress=progress,
+        )
     if not all(math.isfinite(result.loss) for result in results):
         raise InputError(f"{name} answers with what is not a number: its weights are damaged.")
     return results
@@ -104,10 +107,13 @@ def _refuse_leak(checkpoint: Checkpoint, rows: Index, name: str) -> None:
         )
 
 
-def _position(classes: tuple[str, ...], name: str) -> int:
-    if name not in classes:
-        raise InputError(f"the model knows the classes {', '.join(classes)}, and no {name}.")
-    return classes.index(name)
+def _position(classes: tuple[str, ...], wanted: str, name: str) -> int:
+    if wanted not in classes:
+        raise InputError(
+            f"{name} knows the classes {', '.join(classes)}, and no {wanted}: name weights for "
+            f"{' and '.join(CLASSES)}."
+        )
+    return classes.index(wanted)
 
 
 def _alone(value: Any) -> list[Any]:

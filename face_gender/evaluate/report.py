@@ -13,6 +13,7 @@ import pandas as pd
 
 from face_gender import CLASSES
 from face_gender.data.landmarks import COORDINATES
+from face_gender.data.tables import text_column
 from face_gender.errors import InputError, excerpt, printable
 from face_gender.evaluate.metrics import Evaluation, wilson_interval
 from face_gender.evaluate.robustness import Condition
@@ -172,8 +173,7 @@ def predictions(result: Evaluation) -> pd.DataFrame:
     names = np.array(result.classes, dtype=object)
     columns = dict(zip(result.classes, result.probabilities.T, strict=True))
     return pd.DataFrame({
-        # Of dtype object: pandas' own str may refuse names that are not UTF-8.
-        "path": pd.Series(result.paths.tolist(), dtype=object),
+        "path": text_column(result.paths.tolist()),
         "label": names[result.labels],
         "predicted": names[result.predictions],
         "confidence": result.confidence,

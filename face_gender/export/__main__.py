@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from face_gender.console import (
+    class_names,
     exit_on_signal,
     exit_with,
     given_path,
@@ -51,7 +52,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         help="where to write (default: beside WEIGHTS, where process.py looks for it)",
     )
     add("--recipe", choices=RECIPE_NAMES, help="the net of a WEIGHTS that is a plain state_dict")
-    add("--classes", metavar="A,B", help="the classes of such a state_dict, in order")
+    add("--classes", type=class_names, metavar="A,B", help="its classes, in order")
     return parser.parse_args(arguments)
 
 
@@ -65,7 +66,6 @@ def run(options: argparse.Namespace) -> None:
     """Write the graph and say where it is."""
     raise_on_first_signal()  # from here on, there are files to put away
     check_libraries(_NEEDED)
-    classes = [name.strip() for name in options.classes.split(",")] if options.classes else None
     output = options.output or graph_path(options.weights)
     export(
         options.weights,
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         options.calibrate,
         options.pictures,
         recipe=options.recipe,
-        classes=classes,
+        classes=options.classes,
     )
     print_stderr(f"{output}: {'int8' if options.calibrate else 'float32'}")
 

@@ -6,33 +6,29 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from face_gender.classify.classifier import Classifier
 from face_gender.classify.engines import MARGIN, OpenVino
-from face_gender.classify.results import Prediction, Skipped
-from face_gender.data.preprocessing import stack
+from face_gender.classify.results import Prediction
 from face_gender.data.sources import Source
-from face_gender.errors import InputError, first_line
-from face_gender.export.graph import write_graph
-from face_gender.files import cpu_count, remove_leftovers, sha256_of
-
-if TYPE_CHECKING:
-    from face_gender.export.graph import Batch
+from face_gender.errors import first_line
+from face_gender.export.graph import calibration_batches, evenly, write_graph
+from face_gender.files import cpu_count, make_folder, remove_leftovers, sha256_of
 
 # From so many pictures of 96 x 96 for each processor on, it saves more time than it takes to
 # compile the graph (2 s), and to make it (22 s): 2 ms each. Of larger ones, fewer.
 WORTH_COMPILING = 1_000
 WORTH_MAKING = 10_000
 
-_CALIBRATED_ON, _CALIBRATION_BATCH = 300, 10
+_CALIBRATED_ON = 300
 _LOOKED_AT = 60
 _MOST_KEPT = 8  # graphs, of some 10 MB each
 _STALE = 3600  # seconds after which an unfinished file is nobody's
@@ -120,18 +116,15 @@ def _installed(*names: str) -> bool:
 
 
 def _calibration(names: Sequence[str]) -> list[str]:
-    """Return the pictures to fit to, taken evenly, so that all subfolders take part."""
-    count = min(_CALIBRATED_ON, len(names))
-    return [names[i * len(names) // count] for i in range(count)]
+    """Return the pictures to fit to."""
+    return evenly(names, _CALIBRATED_ON)
 
 
 def _is_unsure(classifier: Classifier, source: Source, names: Sequence[str]) -> bool:
     """Tell whether two classes are within MARGIN of each other in most of some pictures."""
     plain = replace(classifier, checkpoint=replace(classifier.checkpoint, temperature=1.0))
-    some = names[:: max(1, len(names) // _LOOKED_AT)]
-    ordered = [
-        sorted(each.scores) for each in plain.predict(source, some) if isinstance(each, Prediction)
-    ]
+    found = plain.predict(source, evenly(names, _LOOKED_AT))
+    ordered = [sorted(each.scores) for each in found if isinstance(each, Prediction)]
     return 2 * sum(scores[-1] - scores[-2] < MARGIN for scores in ordered) > len(ordered)
 
 
@@ -143,30 +136,14 @@ def _make(
     names: Sequence[str],
     say: Callable[[str], object],
 ) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent} cannot be made") from error
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path.parent} cannot be written")
+    make_folder(path.parent, "XDG_CACHE_HOME")
     say(f"fitting an 8-bit graph to these pictures, kept in {path.parent}: --engine torch does not")
-    write_graph(
-        classifier.checkpoint, weights, path, _batches(classifier, source, _calibration(names))
+    batches = calibration_batches(
+        classifier.checkpoint.preprocessing, classifier.detector, source, _calibration(names)
     )
+    write_graph(classifier.checkpoint, weights, path, batches)
     remove_leftovers(path.parent, seconds=_STALE)
     kept = sorted(path.parent.glob("*.onnx"), key=os.path.getmtime)
     for old in kept[:-_MOST_KEPT]:
         with suppress(OSError):
             old.unlink()
-
-
-def _batches(classifier: Classifier, source: Source, names: Sequence[str]) -> Iterator[Batch]:
-    """Yield the graph's input for these pictures, as the net is given it."""
-    for start in range(0, len(names), _CALIBRATION_BATCH):
-        read = [classifier.views(source, n) for n in names[start : start + _CALIBRATION_BATCH]]
-        pixels = [
-            view.prepared for views in read if not isinstance(views, Skipped) for view in views
-        ]
-        if pixels:
-            images = classifier.checkpoint.preprocessing.normalized(stack(pixels))
-            yield {"images": images.contiguous().numpy()}

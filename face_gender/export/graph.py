@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from face_gender.data.preprocessing import Preprocessing
+    from face_gender.faces.detector import Detector
     from face_gender.model.checkpoint import Checkpoint
 
     Batch = dict[str, npt.NDArray[np.float32]]
@@ -52,7 +53,11 @@ def export(
     checkpoint = load_checkpoint(weights, recipe, classes)
     batches = None
     if source is not None:
-        batches = calibration_batches(checkpoint.preprocessing, source, names, pictures)
+        from face_gender.faces.detector import load_detector
+
+        detector = load_detector() if checkpoint.preprocessing.aligns else None
+        chosen = evenly(names, pictures)
+        batches = calibration_batches(checkpoint.preprocessing, detector, source, chosen)
     write_graph(checkpoint, weights, output, batches)
 
 
@@ -106,25 +111,27 @@ def _float_graph(checkpoint: Checkpoint, weights: Path) -> Any:
     return program.model_proto
 
 
-def calibration_batches(
-    preprocessing: Preprocessing, source: Source, names: Sequence[str], count: int
-) -> Iterator[Batch]:
-    """Yield the graph's input for ``count`` of these pictures, taken evenly over the names.
+def evenly(names: Sequence[str], count: int) -> list[str]:
+    """Return at most ``count`` of the names, taken evenly, so that all subfolders take part."""
+    count = min(count, len(names))
+    return [names[i * len(names) // count] for i in range(count)]
 
-    So that all subfolders take part. Raises InputError where none of them can be read.
+
+def calibration_batches(
+    preprocessing: Preprocessing, detector: Detector | None, source: Source, names: Sequence[str]
+) -> Iterator[Batch]:
+    """Yield the graph's input for these pictures; ``detector`` None for whole ones.
+
+    Raises InputError where none of them can be read.
     """
     from face_gender.data.images import UnreadableImage, load_pixels
     from face_gender.data.landmarks import prepared
     from face_gender.data.preprocessing import stack
-    from face_gender.faces.detector import load_detector
 
-    detector = load_detector() if preprocessing.aligns else None
-    count = min(count, len(names))
-    chosen = [names[i * len(names) // count] for i in range(count)]
     found = False
-    for start in range(0, count, _CALIBRATION_BATCH):
+    for start in range(0, len(names), _CALIBRATION_BATCH):
         pictures = []
-        for name in chosen[start : start + _CALIBRATION_BATCH]:
+        for name in names[start : start + _CALIBRATION_BATCH]:
             with suppress(UnreadableImage):
                 pixels = load_pixels(name, source, preprocessing.at_least)
                 pictures.append(prepared(preprocessing, pixels, detector))

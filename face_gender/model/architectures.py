@@ -80,7 +80,7 @@ class DropoutCNN(nn.Module):
 _OWN = {"compact_cnn": CompactCNN, "dropout_cnn": DropoutCNN}
 # Smallest and largest side whose last map has the one size that the first fc layer takes.
 _SIDES = {"compact_cnn": (80, 106), "dropout_cnn": (124, 139)}
-# Their ImageNet weights expect other mean and std, which the net sees to itself when told so.
+# Their ImageNet weights expect other mean and std, which the net takes care of itself when told so.
 _INCEPTIONS = ("googlenet", "inception_v3")
 
 
@@ -161,7 +161,9 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         try:
             model.get_submodule(name).requires_grad_(False)
         except AttributeError as error:
-            raise InputError(f"there is no layer {name!r} to freeze in this net.") from error
+            raise InputError(
+                f"there is no layer {name!r} to freeze in this net: correct frozen."
+            ) from error
 
 
 def freeze_all_but_head(model: nn.Module) -> None:

@@ -92,15 +92,7 @@ def check_pth(path: Path) -> None:
     Also where it is no .pth at all. Raises OSError where it cannot be read.
     """
     with open_regular(path) as file:
-        try:
-            asked = next((name for name in _names(file, path) if not _KNOWN.fullmatch(name)), None)
-        except (InputError, OSError):
-            raise
-        except Exception as error:  # whatever damage leads zipfile and pickletools to
-            raise InputError(
-                f"{path} is not a whole .pth file (cut short, damaged, or something else under "
-                "that name): copy or train it again."
-            ) from error
+        asked = next((name for name in _names(file, path) if not _KNOWN.fullmatch(name)), None)
     if asked is not None:
         raise InputError(
             f"{path} holds more than weights (it asks for {excerpt(asked.replace(' ', '.'))}), and "

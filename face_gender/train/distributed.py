@@ -103,7 +103,9 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
     try:
         number = {name: int(os.environ[name.upper()]) for name in names}
     except (KeyError, ValueError) as error:
-        raise InputError(f"torchrun sets RANK and the like, and not so ({error}).") from error
+        raise InputError(
+            f"RANK and the like are not as torchrun sets them ({error}): start with torchrun."
+        ) from error
     size, local_size = number["world_size"], number["local_world_size"]
     world = World(number["rank"], size, number["local_rank"], local_size, _job())
     chosen = pick_device(device)

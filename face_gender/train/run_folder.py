@@ -101,11 +101,8 @@ class RunFolder:
         self.out = out
         self.path = out / name
         self.last = self.path / "last.pth"
+        self._history = self.path / "history.csv"
         self._written: bytes | None = None  # history.csv, once this object has written it
-
-    @property
-    def _history(self) -> Path:
-        return self.path / "history.csv"
 
     def _check_own(self, epochs: int) -> None:
         """Raise InputError where another training has begun in the folder since the last epoch."""
