@@ -376,7 +376,8 @@ def test_calibration_takes_pictures_of_every_subfolder(tmp_path: Path) -> None:
     batches = list(calibration_batches(Preprocessing(8, 8), None, source, evenly(names, 11)))
     assert sum(len(batch["images"]) for batch in batches) == len(set(asked)) == 11
     assert sum(name.startswith("male/") for name in asked) in (5, 6)
-    assert evenly(names[:3], 300) == names[:3]
+    few = evenly(names[:3], 300)
+    assert len(list(calibration_batches(Preprocessing(8, 8), None, source, few))) == 1
 
 
 def test_a_plain_state_dict_needs_its_recipe_and_classes(tmp_path: Path) -> None:

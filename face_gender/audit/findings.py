@@ -13,7 +13,7 @@ from face_gender import CLASSES
 from face_gender.audit.duplicates import Pairs
 from face_gender.audit.page import MAX_RELATED
 from face_gender.audit.pictures import QUALITY_ISSUES
-from face_gender.data.tables import PATH_COLUMNS, are_pictures, find_column
+from face_gender.data.tables import find_path_column
 
 COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
 
@@ -204,5 +204,4 @@ def _keep_best(
 def clean(table: pd.DataFrame, findings: pd.DataFrame, score: float) -> pd.DataFrame:
     """Return the rows of an index without the pictures of findings of at least ``score``."""
     out = set(findings.loc[findings["score"] >= score, "path"])
-    name = find_column(table, PATH_COLUMNS, are_pictures)
-    return table[~table[name].isin(out)].reset_index(drop=True)
+    return table[~table[find_path_column(table)].isin(out)].reset_index(drop=True)

@@ -70,6 +70,7 @@ class AuditReport:
         return "\n".join([found, *self.notes, total, *(f"wrote {path}" for path in self.files)])
 
 
+@without_resume()
 def audit(
     index_or_data: Index | str | os.PathLike[str],
     output: str | os.PathLike[str] = "audit",
@@ -101,8 +102,7 @@ def audit(
     checkpoints = [read_checkpoint(path) for path in nets]
     jobs = min(jobs or cpu_count(), cpu_count())
     judge = Judge(given, Stages(output / "stages"), jobs, seed, folds, progress)
-    with without_resume():
-        found = judge.judge(checkpoints, get_recipe(recipe) if isinstance(recipe, str) else recipe)
+    found = judge.judge(checkpoints, get_recipe(recipe) if isinstance(recipe, str) else recipe)
     report = _report(found, given, [] if recipe else nets)
     good = found.judged.measured["reason"] == ""
     files = [output / name for name in ("audit.csv", "groups.csv", "audit.html")]

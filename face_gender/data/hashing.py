@@ -33,6 +33,7 @@ _MOST_PROCESSES = 61  # that Windows can wait for
 Checked = tuple[str, str]  # sha256, or "" and the reason
 
 
+@without_resume()
 def hash_and_check(
     source: Source, names: Sequence[str], progress: bool = True
 ) -> tuple[list[str], tuple[tuple[str, str], ...]]:
@@ -44,7 +45,7 @@ def hash_and_check(
     hashes: list[str] = []
     unreadable: list[tuple[str, str]] = []
     bar = progress_bar(len(names), "index", "file", shown=progress)
-    with without_resume(), bar, closing(_check_all(source, names)) as checked:
+    with bar, closing(_check_all(source, names)) as checked:
         for digest, reason in checked:
             if reason:
                 unreadable.append((names[len(hashes)], reason))

@@ -19,12 +19,11 @@ from face_gender.data.sources import (
     passed_over_in_words,
 )
 from face_gender.data.tables import (
-    PATH_COLUMNS,
-    are_pictures,
     check_paths,
     class_of,
     decode_1251,
     find_column,
+    find_path_column,
     read_cells,
     read_labels,
 )
@@ -256,7 +255,7 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     Raises InputError for another table.
     """
     table = read_cells(path, "name a CSV with the columns path and group")
-    path_column = find_column(table, PATH_COLUMNS, are_pictures)
+    path_column = find_path_column(table)
     group_column = find_column(table, ("group",), lambda *_: True)
     if path_column is None or group_column is None:
         raise InputError(

@@ -91,7 +91,7 @@ def read_labels(path: str | os.PathLike[str], cure: str) -> pd.DataFrame:
     the columns or values found where that is not plain, and ``cure`` where there is no table.
     """
     table = read_cells(path, cure)
-    path_column = find_column(table, PATH_COLUMNS, are_pictures)
+    path_column = find_path_column(table)
     label_column = find_column(table, _LABELS, _are_labels)
     if label_column is None:
         label_column = find_column(table, ("", *CLASSES), _are_labels)
@@ -235,7 +235,12 @@ def find_column(
     return found[0] if is_plain else None
 
 
-def are_pictures(table: pd.DataFrame, column: str) -> bool:
+def find_path_column(table: pd.DataFrame) -> str | None:
+    """Return the column that names the pictures, None where none does plainly."""
+    return find_column(table, PATH_COLUMNS, _are_pictures)
+
+
+def _are_pictures(table: pd.DataFrame, column: str) -> bool:
     """Tell whether all cells of a column end like the name of a picture."""
     return all(map(has_image_suffix, table[column]))
 

@@ -49,6 +49,7 @@ def evaluate(
     return evaluate_changed(weights, index, split, [change], **options)[0]
 
 
+@without_resume()
 def evaluate_changed(
     weights: Checkpoint | str | os.PathLike[str],
     index: Index | str | os.PathLike[str],
@@ -80,17 +81,15 @@ def evaluate_changed(
     position = {i: _position(checkpoint.classes, each, name) for i, each in enumerate(CLASSES)}
     rows = replace(rows, table=rows.table.assign(label=rows.table["label"].map(position)))
     chosen = pick_device(device)
-    dataset = FaceDataset(rows, None, transform)
-    with without_resume():
-        results = predict(
-            to_device(model, chosen),
-            make_loader(dataset, batch_size, workers=workers, device=chosen),
-            checkpoint.classes,
-            temperature=checkpoint.temperature,
-            flip=flip,
-            changes=changes,
-            progress=progress,
-        )
+    results = predict(
+        to_device(model, chosen),
+        make_loader(FaceDataset(rows, None, transform), batch_size, workers=workers, device=chosen),
+        checkpoint.classes,
+        temperature=checkpoint.temperature,
+        flip=flip,
+        changes=changes,
+        progress=progress,
+    )
     if not all(math.isfinite(result.loss) for result in results):
         raise InputError(f"{name} answers with what is not a number: its weights are damaged.")
     return results
