@@ -202,4 +202,15 @@ def test_female_is_raised_until_recalls_are_equal(male: int, female: int, shift:
         lead[lead == -0.15] = -9
     logs = np.stack([np.zeros(8), lead], 1)
     labels = np.repeat([0, 1], 4)
-    assert pretrain.shift_for_equal_recalls(logs, labels) == pytest.approx(shift)
+    sources = np.full(8, "a")
+    assert pretrain.shift_for_equal_recalls(logs, labels, sources) == pytest.approx(shift)
+
+
+def test_a_large_source_does_not_decide_alone_by_how_much_female_is_raised() -> None:
+    """Of 92 pictures of a all women are right, of 4 of b one of two is: all in all 47 of 48."""
+    lead = np.array([-5.0] * 45 + [5.0] + [5.0] * 46 + [-5.0, -5.0, 5.0, -0.15])
+    logs = np.stack([np.zeros(96), lead], 1)
+    labels = np.concatenate([np.repeat([0, 1], 46), np.repeat([0, 1], 2)])
+    sources = np.array(["a"] * 92 + ["b"] * 4)
+    assert pretrain.shift_for_equal_recalls(logs, labels, np.full(96, "a")) == 0
+    assert pretrain.shift_for_equal_recalls(logs, labels, sources) == pytest.approx(0.2)

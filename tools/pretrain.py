@@ -6,8 +6,8 @@ INDEX is what `tools.sources` writes: besides the columns of an index, ``source`
 the net also learns to tell the teachers' numbers by a layer of its own, which is not kept.
 Landmarks are found where the index has none. Training is done by steps; every 200 of them are kept
 in OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with
-the temperature of the validation split; the output of female is raised until its recall there is
-no lower than that of male.
+the temperature of the validation split; the output of female is raised until its recall there, the
+mean of sources, is no lower than that of male.
 """
 
 from __future__ import annotations
@@ -269,14 +269,17 @@ def photometric(picture: Picture, r: np.random.Generator) -> Picture:
     return picture
 
 
-def shift_for_equal_recalls(logs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+def shift_for_equal_recalls(
+    logs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], sources: npt.NDArray[np.str_]
+) -> float:
     """Return the least of 0, 0.1 … 1 by which to raise female, for as high a recall as male's.
 
-    ``logs`` (n, 2) log-probabilities, ``labels`` (n,).
+    ``logs`` (n, 2) log-probabilities, ``labels`` (n,), ``sources`` (n,), which count alike.
     """
     for shift in np.arange(10) / 10:
-        correct = (logs + np.array([0, shift])).argmax(1) == labels
-        if correct[labels == 1].mean() >= correct[labels == 0].mean():
+        correct = pd.Series((logs + np.array([0, shift])).argmax(1) == labels)
+        recalls = correct.groupby([labels, sources]).mean().groupby(level=0).mean()
+        if recalls[1] >= recalls[0]:
             return float(shift)
     return 1.0
 
@@ -373,7 +376,7 @@ def run(options: argparse.Namespace) -> None:
     own = index.table
     rows = np.flatnonzero((own["split"] == "val") & (own["known"] == "yes"))
     logs, labels = validated(best, faces, rows)
-    shift = shift_for_equal_recalls(logs, labels)
+    shift = shift_for_equal_recalls(logs, labels, faces.sources[rows])
     with torch.no_grad():
         best.get_submodule("fc").bias[CLASSES.index("female")] += shift  # type: ignore[index,operator]
     logs = log_softmax(logs + np.array([0, shift]), axis=1)
