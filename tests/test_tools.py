@@ -151,6 +151,16 @@ def test_the_descriptor_net_is_read_from_a_package_of_8_bits(tmp_path: Path) -> 
     assert found.unique().tolist() == [1488]
 
 
+def test_a_teacher_that_is_not_there_is_one_sentence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(sources, data) == 0
+    capsys.readouterr()
+    assert run(teachers, data / "index.csv", tmp_path / "nets", tmp_path / "said.npz") != 0
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(tmp_path / "nets" / "faceres.onnx") in line
+
+
 def test_a_student_learns_the_teachers_numbers(data: Path, tmp_path: Path) -> None:
     assert run(sources, data) == 0
     paths = read_index(data / "index.csv")["path"].to_numpy(str)

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from face_gender.console import progress_bar, run_command
 from face_gender.data.index import Index
+from face_gender.errors import InputError
 from face_gender.faces.alignment import similarity
 from face_gender.files import write_atomically
 from tools.descriptor import LENGTH, MEANS, PADDING, SIDE, DescriptorNet
@@ -37,6 +38,12 @@ from tools.pretrain import Faces, warp
 
 FACERES = 1024
 NUMBERS = FACERES + LENGTH
+FILES = (
+    "faceres.onnx",
+    "dlib_gender.onnx",
+    "face_recognition_model.bin",
+    "face_recognition_model-weights_manifest.json",
+)
 SECOND_HAND = ("appa", "twfy")  # their labels come from a teacher
 # Where dlib puts the eyes, the nose and the corners of the mouth in a square of side 1.
 DLIB_POINTS = np.array(
@@ -64,6 +71,12 @@ class Teachers:
     """The three nets, on one thread of the processor."""
 
     def __init__(self, nets: Path) -> None:
+        """Read them. Raises InputError where one of their files is missing."""
+        for name in FILES:
+            if not (nets / name).is_file():
+                raise InputError(
+                    f"{nets / name} does not exist: tools/teachers.py says where it is from."
+                )
         import onnxruntime
         import openvino
 
