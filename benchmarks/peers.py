@@ -207,7 +207,8 @@ def measure(peer: str, row: Row, settings: Row, options: argparse.Namespace) -> 
         row[mode] = run([str(python), str(script), words], folder, added, options.timeout)
         row[mode]["pictures_per_second"] = count / row[mode]["seconds"]
     answers = json.loads(Path(given["output"]).read_text(encoding="utf-8"))
-    held = [name for name in answers if photos or Path(name).stem < f"{options.pictures // 5:05}"]
+    validation = {path.name for path in Path(given["val"]).glob("*/*")}
+    held = [name for name in answers if photos or name in validation]
     row["answered"] = len(answers) / count
     row["right"] = sum(answers[name] == settings["labels"][name] for name in held) / len(held)
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+WEIGHTS = "face_recognition_model.bin"
+MANIFEST = "face_recognition_model-weights_manifest.json"
 SIDE = 150  # pixels of the chip that the net takes
 PADDING = 0.25  # around the face, of the template's side
 LENGTH = 128  # numbers of a descriptor
@@ -25,9 +27,8 @@ STAGES = {"conv32": 3, "conv64": 3, "conv128": 2, "conv256": 2}  # blocks after 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the tensors that the package's two files hold, by their names there, float32."""
-    name = "face_recognition_model"
-    manifest = json.loads((folder / f"{name}-weights_manifest.json").read_text(encoding="utf-8"))
-    content, start = (folder / f"{name}.bin").read_bytes(), 0
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    content, start = (folder / WEIGHTS).read_bytes(), 0
     weights = {}
     for each in (each for group in manifest for each in group["weights"]):
         packed, count = each.get("quantization"), int(np.prod(each["shape"]))

@@ -33,17 +33,12 @@ from face_gender.data.index import Index
 from face_gender.errors import InputError
 from face_gender.faces.alignment import similarity
 from face_gender.files import write_atomically
-from tools.descriptor import LENGTH, MEANS, PADDING, SIDE, DescriptorNet
+from tools.descriptor import LENGTH, MANIFEST, MEANS, PADDING, SIDE, WEIGHTS, DescriptorNet
 from tools.pretrain import Faces, warp
 
 FACERES = 1024
 NUMBERS = FACERES + LENGTH
-FILES = (
-    "faceres.onnx",
-    "dlib_gender.onnx",
-    "face_recognition_model.bin",
-    "face_recognition_model-weights_manifest.json",
-)
+FILES = ("faceres.onnx", "dlib_gender.onnx", MANIFEST, WEIGHTS)
 SECOND_HAND = ("appa", "twfy")  # their labels come from a teacher
 # Where dlib puts the eyes, the nose and the corners of the mouth in a square of side 1.
 DLIB_POINTS = np.array(
@@ -84,7 +79,7 @@ class Teachers:
         options.intra_op_num_threads = 1
         self.gender = onnxruntime.InferenceSession(str(nets / "dlib_gender.onnx"), options)
         core, threads = openvino.Core(), {"INFERENCE_NUM_THREADS": 1}
-        # Both a third faster than by ONNX Runtime.
+        # A third faster than by ONNX Runtime.
         self.faceres = core.compile_model(str(nets / "faceres.onnx"), "CPU", threads)
         chips = torch.zeros(2, 3, SIDE, SIDE)
         net = openvino.convert_model(
@@ -158,12 +153,17 @@ def fitted(inputs: Array, labels: Array, seed: int, epochs: int = 12, size: int 
     return net.eval()
 
 
+def standardized(values: Array, floor: float = 1e-3) -> Array:
+    """Return columns (n, k) of mean 0 and variance 1; less where one hardly changes."""
+    return (values - np.nanmean(values, axis=0)) / (np.nanstd(values, axis=0) + floor)
+
+
 def out_of_fold(known: Array, table: pd.DataFrame, seed: int, folds: int = 5) -> Array:
     """Return the probability of female of each row by a net that has not seen its group, (n,)."""
     inputs = known.copy()
     male = known[:, NUMBERS:].clip(1e-4, 1 - 1e-4)
     inputs[:, NUMBERS:] = np.log(male) - np.log1p(-male)
-    inputs = (inputs - np.nanmean(inputs, axis=0)) / (np.nanstd(inputs, axis=0) + 1e-3)
+    inputs = standardized(inputs)
     groups = pd.factorize(table["group"])[0]
     fold = np.random.default_rng(seed).integers(0, folds, groups.max() + 1)[groups]
     is_there = np.isfinite(inputs).all(1)
@@ -179,24 +179,20 @@ def out_of_fold(known: Array, table: pd.DataFrame, seed: int, folds: int = 5) ->
 
 
 def balanced(numbers: Array) -> Array:
-    """Return faceres' and dlib's numbers, (n, 1152), of mean 0 and the same variance in all.
-
-    The deviation of a number of faceres that hardly changes is not raised to 1.
-    """
-    centred = numbers - np.nanmean(numbers, axis=0)
-    deviation = np.nanstd(centred, axis=0)
-    deviation[:FACERES] += 1e-3
-    deviation[FACERES:] /= (FACERES / LENGTH) ** 0.5
-    return (centred / deviation).astype(np.float16)
+    """Return faceres' and dlib's numbers, (n, 1152) float16, of mean 0, as much variance in all."""
+    faceres = standardized(numbers[:, :FACERES])
+    dlib = standardized(numbers[:, FACERES:], 0) * (FACERES / LENGTH) ** 0.5
+    return np.concatenate([faceres, dlib], axis=1).astype(np.float16)
 
 
 def run(options: argparse.Namespace) -> None:
     """Ask the teachers and write what they say."""
+    teachers = Teachers(options.nets)
     index = Index.open(options.index).with_landmarks()
     table = index.table[index.table["split"] != "test"].reset_index(drop=True)
     faces = Faces(Index(table, index.source), options.seed)
     beside = options.out.with_name(f"{options.out.name}.partial")
-    known = answers(faces, Teachers(options.nets), beside)
+    known = answers(faces, teachers, beside)
     female = out_of_fold(known, table, options.seed)
     content = {
         "path": faces.paths,
