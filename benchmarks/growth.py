@@ -3,7 +3,6 @@
 python -m benchmarks.growth curve WORK [--counts 1000 10000 100000] [--plot docs/growth.png]
 python -m benchmarks.growth split WORK [--pictures 100000]
 python -m benchmarks.growth epoch WORK [--pictures 100000]
-python -m benchmarks.growth memory FOLDER [--counts 500 50000]
 python -m benchmarks.growth ray FOLDER [--pictures 3000]
 
 ``curve`` runs data_split.py, an epoch of compact_cnn, process.py with that net, and the same with
@@ -12,9 +11,9 @@ memory (of the largest process) go into WORK/growth.csv as they come, and all th
 plot. ``split`` times data_split.py, whole process, on such a folder and on an archive of it, which
 it writes into WORK. ``epoch`` reads both as training does: how long until the first batch, and at
 the start and the end of an epoch pictures a second and the memory of the process and its workers
-(proportional set size; Linux). ``memory`` is the peak of process.py. ``ray`` is the rate of
-examples/ray with 1 and 2 workers beside process.py with as many threads, by the time that more
-pictures take, so that the start of either is not in it.
+(proportional set size; Linux). ``ray`` is the rate of examples/ray with 1 and 2 workers beside
+process.py with as many threads, by the time that more pictures take, so that the start of either
+is not in it.
 """
 
 from __future__ import annotations
@@ -56,13 +55,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, count in (
-        ("curve", 0), ("split", 100_000), ("epoch", 100_000), ("memory", 0), ("ray", 3_000),
+        ("curve", 0), ("split", 100_000), ("epoch", 100_000), ("ray", 3_000),
     ):  # fmt: skip
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path)
         command.add_argument("--pictures", type=int, default=count)
-        counts = [1_000, 10_000] if name == "curve" else [500, 5_000, 50_000]
-        command.add_argument("--counts", type=int, nargs="+", default=counts)
+        command.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000])
         command.add_argument("--plot", type=Path, default=Path("docs/growth.png"))
         command.add_argument("--repetitions", type=int, default=3)
     return parser.parse_args()
@@ -173,10 +171,10 @@ def data_in(work: Path, count: int) -> dict[str, Path]:
 
 
 def split(data: Path) -> Path:
-    """Index a folder or an archive as a user does; return the index."""
+    """Index a folder or an archive by the command, without looking for faces; return the index."""
     index = data.with_name(f"growth_{data.suffix.lstrip('.') or 'folder'}.csv")
-    command = [sys.executable, "data_split.py", str(data), "--output", str(index), "--force"]
-    subprocess.run(command, check=True, capture_output=True)
+    command = ["data_split.py", str(data), "--output", str(index), "--force", "--align", "never"]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
     return index
 
 
@@ -235,18 +233,6 @@ def linked(folder: Path, count: int, work: Path) -> Path:
     return target
 
 
-def run_memory(options: argparse.Namespace) -> None:
-    """Print the largest resident memory of process.py on few and on many pictures."""
-    print("| pictures | peak, MiB | of the first |\n|---|---|---|")
-    first = 0.0
-    for count in options.counts:
-        with tempfile.TemporaryDirectory() as work:
-            folder, output = linked(options.folder, count, Path(work)), str(Path(work) / "r.json")
-            _, peak = run_whole("process.py", folder, "--output", output, "--quiet")
-        first = first or peak
-        print(f"| {count:,} | {peak:,.0f} | {peak / first:.3f} |", flush=True)
-
-
 def rate_beyond_start(command: list[str], few: Path, many: Path, more: int) -> float:
     """Return the images a second of a command, by the ``more`` pictures that ``many`` has."""
     times = []
@@ -285,10 +271,7 @@ def main() -> None:
     """Run the benchmark."""
     options = parse()
     print(machine())
-    commands = {
-        "curve": run_curve, "split": run_split, "epoch": run_epoch, "memory": run_memory,
-        "ray": run_ray,
-    }  # fmt: skip
+    commands = {"curve": run_curve, "split": run_split, "epoch": run_epoch, "ray": run_ray}
     commands[options.command](options)
 
 
