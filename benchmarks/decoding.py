@@ -6,6 +6,7 @@ python -m benchmarks.decoding [--data FOLDER] [--size 224] [--pictures 4000]
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +23,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
-from face_gender.data.dataset import FaceDataset, make_loader, to_input
+from face_gender.data.dataset import Batch, FaceDataset, make_loader, to_input
 from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import FolderSource
@@ -124,8 +125,10 @@ def report(options: argparse.Namespace, paths: list[Path]) -> None:
     """Measure and print."""
     preprocessing = Preprocessing(height=options.size, width=options.size)
     transform = preprocessing.eval_transform()
-    table = pd.DataFrame({"path": [path.as_posix() for path in paths], "label": 0})
-    dataset = FaceDataset(Index(table, FolderSource(Path("/"))), None, transform)
+    folder = Path(os.path.commonpath(paths))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    table = pd.DataFrame({"path": names, "label": 0})
+    dataset = FaceDataset(Index(table, FolderSource(folder)), None, transform)
     few = paths[: options.usual_pictures]
     workers = cpu_count()
     loaders = {"processes": make_loader(dataset, BATCH, workers=workers),
@@ -156,8 +159,14 @@ def report(options: argparse.Namespace, paths: list[Path]) -> None:
 
 
 def speed_of(batches: Callable[[], Any], count: int) -> float:
-    """Return the pictures a second that an iterator gives."""
-    return rate(count, lambda: sum(1 for _ in batches()))
+    """Return the pictures a second that an iterator gives: batches, or tensors (n, 3, H, W)."""
+
+    def read() -> None:
+        given = sum(len(each.images if isinstance(each, Batch) else each) for each in batches())
+        if given != count:
+            raise SystemExit(f"{count - given} of {count} pictures could not be read.")
+
+    return rate(count, read)
 
 
 if __name__ == "__main__":
