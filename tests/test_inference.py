@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from face_gender.classify.classifier import Classifier, choose_load, classify, load_classifier
 from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.images import load_image, load_pixels
+from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.devices import mixed_precision
 from face_gender.errors import InputError
+from face_gender.evaluate.predict import evaluate
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.recipes import RECIPES, get_recipe
@@ -182,6 +184,24 @@ def test_names_may_come_one_by_one(mixed: Path) -> None:
         assert list(classify(echo_classifier(), source, iter(names), 4, workers)) == expected
     assert list(classify(echo_classifier(), source, [])) == []
     assert list(classify(echo_classifier(), source, iter([]))) == []
+
+
+def test_use_and_evaluation_look_at_the_same_mirror_images(tmp_path: Path) -> None:
+    data = make_faces(tmp_path / "data", 6, 6)
+    checkpoint = make_checkpoint("resnet18")
+    small = replace(checkpoint.preprocessing, height=64, width=64)
+    found = {}
+    for within in (0.0, 1.0):
+        recipe = replace(checkpoint.recipe, preprocessing=small, mirror_within=within)
+        path = tmp_path / f"{within}.pth"
+        replace(checkpoint, recipe=recipe, preprocessing=small).save(path)
+        index = Index.create(data, tmp_path / "index.csv", progress=False, force=True)
+        judged = evaluate(path, index, None, allow_seen=True, progress=False)
+        used = classify(load_classifier(path, mixed=False), index.source, list(judged.paths))
+        scores = torch.tensor([each.scores for each in used if isinstance(each, Prediction)])
+        assert torch.allclose(scores, torch.from_numpy(judged.probabilities), atol=1e-5)
+        found[within] = scores
+    assert not torch.allclose(found[0.0], found[1.0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "compact_cnn", "dropout_cnn"])

@@ -29,6 +29,7 @@ from face_gender.model.architectures import (
     is_own,
     probabilities_of,
     train_mode,
+    with_mirror,
 )
 from face_gender.model.recipes import RECIPES
 
@@ -152,6 +153,47 @@ def test_the_temperature_of_log_probabilities_is_that_of_the_outputs() -> None:
     for temperature in (0.3, 1.0, 4.0):
         by_logs = probabilities_of(outputs.log_softmax(1), temperature)
         assert torch.allclose(by_logs, probabilities_of(outputs, temperature), atol=1e-6)
+
+
+def left_and_right(images: torch.Tensor) -> torch.Tensor:
+    """Outputs (n, 2): the brightness of the left and of the right half."""
+    return torch.stack([half.mean((1, 2, 3)) for half in images.chunk(2, dim=3)], 1)
+
+
+def halves(left: float, right: float) -> torch.Tensor:
+    return torch.tensor([left, right]).expand(1, 3, 2, 2)
+
+
+def test_a_mirror_image_counts_half_where_classes_are_equal() -> None:
+    seen: list[int] = []
+
+    def outputs_of(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return torch.tensor([[0.0, 0.0], [4.0, -4.0]])[: len(images)] + (len(seen) == 2)
+
+    found = with_mirror(outputs_of, torch.zeros(2, 3, 2, 2), within=0.5)
+    assert seen == [2, 1]  # the sure one is not asked again
+    assert torch.equal(found, torch.tensor([[0.5, 0.5], [4.0, -4.0]]))
+
+
+@pytest.mark.parametrize("within", [0.1, 0.5, 1.0])
+def test_a_mirror_image_counts_less_the_surer_the_net_is(within: float) -> None:
+    shares = []
+    for ahead in torch.linspace(0, 6, 200).tolist():
+        images = halves(ahead, 0.0)
+        plain, found = left_and_right(images), with_mirror(left_and_right, images, within)
+        gap = (plain.softmax(1)[0, 0] - plain.softmax(1)[0, 1]).item()
+        share = ((plain - found)[0, 0] / max(ahead, 1e-9)).item() if ahead else 0.5
+        assert share == pytest.approx(max(0.0, 1 - gap / within) / 2, abs=1e-5)
+        shares.append(share)
+    assert shares == sorted(shares, reverse=True) and 0 <= shares[-1] < 0.01 < shares[1]
+
+
+def test_without_mirror_images_and_with_one_class_outputs_stay() -> None:
+    images = halves(0.2, 0.1)
+    assert torch.equal(with_mirror(left_and_right, images, 0.0), left_and_right(images))
+    one = torch.tensor([[0.3]])
+    assert torch.equal(with_mirror(lambda _: one, images, 0.5), one)
 
 
 def test_dropout_cnn_answers_with_log_probabilities() -> None:

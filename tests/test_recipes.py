@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "preprocessing": Preprocessing(224, 224, "stretch", IMAGENET_MEAN, IMAGENET_STD),
     "weight_decay": 0.0, "momentum": 0.0, "loss": "cross_entropy", "label_smoothing": 0.0,
     "distillation": 0.0, "schedule": "constant", "best_by": "val_accuracy", "average": 0.0,
-    "start_size": 1.0, "patience": None,
+    "start_size": 1.0, "mirror_within": 0.0, "patience": None,
 }  # fmt: skip
 # As published: net, settings that are not the defaults, and the net's parameters.
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {

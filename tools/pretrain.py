@@ -38,7 +38,7 @@ from face_gender.data.landmarks import coordinates_of
 from face_gender.evaluate.metrics import fit_temperature
 from face_gender.faces.alignment import similarity, template
 from face_gender.files import write_atomically
-from face_gender.model.architectures import build_model
+from face_gender.model.architectures import build_model, with_mirror
 from face_gender.model.checkpoint import Checkpoint, hash64, start_from
 from face_gender.model.recipes import get_recipe
 from face_gender.model.resnet import ResNet
@@ -286,11 +286,10 @@ def shift_for_equal_recalls(
 
 @torch.no_grad()
 def validated(model: nn.Module, faces: Faces, rows: npt.NDArray[np.int64]) -> tuple[Any, Any]:
-    """Return log-probabilities (n, 2) and labels (n,) of aligned faces."""
-    outputs = [
-        model.eval()(as_input(np.stack([faces.aligned(row) for row in rows[i : i + 50]])))
-        for i in range(0, len(rows), 50)
-    ]
+    """Return log-probabilities (n, 2) and labels (n,) of aligned faces, predicted as in use."""
+    parts = (rows[i : i + 50] for i in range(0, len(rows), 50))
+    batches = (as_input(np.stack([faces.aligned(row) for row in part])) for part in parts)
+    outputs = [with_mirror(model.eval(), batch, RECIPE.mirror_within) for batch in batches]
     logs = torch.cat(outputs).double().log_softmax(1).numpy()
     return logs, faces.table["label"].to_numpy(np.int64)[rows]
 

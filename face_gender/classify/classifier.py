@@ -31,7 +31,7 @@ from face_gender.errors import InputError, excerpt, first_line
 from face_gender.faces.alignment import align as aligned
 from face_gender.faces.detector import Detector, Face, load_detector
 from face_gender.files import cpu_count, sha256_of
-from face_gender.model.architectures import for_inference, probabilities_of
+from face_gender.model.architectures import for_inference, probabilities_of, with_mirror
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class Classifier:
             ) from error
 
     def _by_model(self, pixels: Tensor) -> Tensor:
-        images = self.checkpoint.preprocessing.normalized(pixels.to(self.device))
-        outputs = self.model(images.to(self.dtype))
+        images = self.checkpoint.preprocessing.normalized(pixels.to(self.device)).to(self.dtype)
+        outputs = with_mirror(self.model, images, self.checkpoint.recipe.mirror_within)
         return probabilities_of(outputs, self.checkpoint.temperature).cpu()
 
     def _by_engine(self, pixels: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from face_gender.data.index import Index
 from face_gender.devices import forward, halving_on_oom, pick_device
 from face_gender.errors import InputError
 from face_gender.evaluate.metrics import Evaluation, cross_entropy
-from face_gender.model.architectures import probabilities_of, to_device
+from face_gender.model.architectures import probabilities_of, to_device, with_mirror
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
 
 # Of pictures (n, 3, H, W), resized, with values 0..255, on the device: as many with such values.
@@ -86,6 +86,7 @@ def evaluate_changed(
         make_loader(FaceDataset(rows, None, transform), batch_size, workers=workers, device=chosen),
         checkpoint.classes,
         temperature=checkpoint.temperature,
+        mirror_within=checkpoint.recipe.mirror_within,
         flip=flip,
         changes=changes,
         progress=progress,
@@ -127,6 +128,7 @@ def predict(
     *,
     temperature: float = 1.0,
     precision: torch.dtype | None = None,
+    mirror_within: float = 0.0,
     flip: bool = False,
     changes: Sequence[Change | None] = (None,),
     progress: bool = False,
@@ -134,9 +136,10 @@ def predict(
 ) -> list[Evaluation]:
     """Return what a net predicts of every picture of a loader, once for each of ``changes``.
 
-    The net's device is where the pictures go. ``flip``: the mean of a picture and of its mirror
-    image. ``gather``: from a value of this process to those of all that share the loader's
-    batches. The loss is that of the probabilities. Raises InputError where no picture is readable.
+    The net's device is where the pictures go. ``mirror_within``: that of the recipe. ``flip``: the
+    mean of each picture and of its mirror image. ``gather``: from a value of this process to those
+    of all that share the loader's batches. The loss is that of the probabilities. Raises InputError
+    where no picture is readable.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -144,7 +147,8 @@ def predict(
     outputs = partial(forward, model, precision=precision)
 
     def probabilities(images: Tensor) -> Tensor:
-        return probabilities_of(halving_on_oom(outputs, images), temperature)
+        own = partial(with_mirror, outputs, within=0 if flip else mirror_within)
+        return probabilities_of(halving_on_oom(own, images), temperature)
 
     found: list[list[Tensor]] = [[] for _ in changes]
     positions: list[Tensor] = []

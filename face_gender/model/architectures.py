@@ -10,7 +10,7 @@ import difflib
 import itertools
 import math
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -213,6 +213,25 @@ def probabilities_of(outputs: Tensor, temperature: float) -> Tensor:
     changes a prediction. Also right for log-probabilities, which are logits too.
     """
     return (outputs.float() / temperature).softmax(dim=1)
+
+
+def with_mirror(outputs_of: Callable[[Tensor], Tensor], images: Tensor, within: float) -> Tensor:
+    """Return a net's outputs, float32 (n, classes), for images (n, 3, H, W).
+
+    Where the two likeliest classes are less than ``within`` apart (of softmax(outputs)), the mirror
+    image is predicted too. Its outputs count half where they are equal, and less the further they
+    are apart, so that probabilities have no step at ``within``. Test-time augmentation where it can
+    change a label: on all pictures it gives no more (docs/results.md).
+    """
+    outputs = outputs_of(images).float()
+    if within > 0 and outputs.shape[1] > 1:
+        first, second = probabilities_of(outputs, 1.0).topk(2).values.unbind(1)
+        share = (1 - (first - second) / within).clamp(min=0) / 2
+        close = share > 0
+        if close.any():
+            mirrored = outputs_of(images[close].flip(3)).float()
+            outputs[close] = outputs[close].lerp(mirrored, share[close, None])
+    return outputs
 
 
 def embed(model: nn.Module, images: Tensor) -> Tensor:

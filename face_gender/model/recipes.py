@@ -31,6 +31,7 @@ _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "distillation": (lambda value: 0 <= value <= 1, "a fraction from 0 to 1"),
     "average": (lambda value: 0 <= value < 1, "a decay from 0 to below 1"),
     "start_size": (lambda value: 0 < value <= 1, "a fraction above 0, to 1"),
+    "mirror_within": (lambda value: 0 <= value <= 1, "a difference from 0 to 1"),
 }
 _COUNTS = ("epochs", "batch_size")
 _SWITCHES = ("amsgrad", "feature_extract")
@@ -59,6 +60,8 @@ class Recipe:
     - ``start_size``: the first epoch's pictures have this fraction of the side, which grows to 1
       over the first two thirds of all epochs (progressive resizing, fast.ai), where ``init`` is
       "none": a net that has learnt already knows faces of one size and would learn them anew.
+    - ``mirror_within``: in use and validation, pictures whose two likeliest classes are less
+      apart are predicted from their mirror image too (`architectures.with_mirror`); 0: none.
     - ``patience``: stop after so many epochs without a better one; None: never.
 
     Raises ValueError for values that no run can use and for contradictions, InputError for a net
@@ -85,6 +88,7 @@ class Recipe:
     best_by: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     average: float = 0.0
     start_size: float = 1.0
+    mirror_within: float = 0.0
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -244,6 +248,7 @@ _OWN = (
         distillation=0.7,
         average=0.998,
         start_size=0.6,
+        mirror_within=0.5,
         epochs=8,
         batch_size=64,
     ),

@@ -79,7 +79,8 @@ def train_and_validate(run: Run) -> EpochReport:
     run.world.broadcast_buffers(run.step.eval_model)
     (validation,) = predict(
         run.step.eval_model, run.val_loader, CLASSES, precision=run.step.precision,
-        progress=run.progress, gather=run.world.all_gather,
+        mirror_within=run.recipe.mirror_within, progress=run.progress,
+        gather=run.world.all_gather,
     )  # fmt: skip
     if not math.isfinite(train_loss + validation.loss):
         raise InputError(
