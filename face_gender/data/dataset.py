@@ -349,8 +349,9 @@ def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:
         # Here already, and not when it is sent: a full /dev/shm would raise where nobody looks.
         memory.share_memory_()
     if good:
-        rows = [each.pixels.permute(1, 2, 0) for each in good if each.pixels is not None]
-        torch.stack(rows, out=memory)
+        rows = [each.pixels.permute(1, 2, 0).numpy() for each in good if each.pixels is not None]
+        # By numpy: torch would wake its threads for each picture, and wait for them.
+        np.stack(rows, out=memory.numpy())
     return Batch(
         memory.permute(0, 3, 1, 2),
         torch.tensor([each.label for each in good], dtype=torch.int64),
