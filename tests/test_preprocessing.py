@@ -274,3 +274,13 @@ def test_a_picture_has_one_way_to_a_tensor_as_an_image_and_as_pixels() -> None:
         found = preprocessing.train_transform()(given_)
         assert torch.equal(found, preprocessing.normalized(changed)[0])
         assert not torch.equal(found, preprocessing.eval_transform()(given_))
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_a_resized_picture_has_its_channels_last_whatever_it_came_from(resize: Any) -> None:
+    preprocessing = Preprocessing(height=20, width=30, resize=resize)
+    rows = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8)
+    kinds = (rows.permute(2, 0, 1), rows.permute(2, 0, 1).contiguous())  # decoders give the first
+    found = [preprocessing.resized(pixels) for pixels in kinds]
+    assert all(each.permute(1, 2, 0).is_contiguous() for each in found)
+    assert torch.equal(*found)

@@ -109,8 +109,9 @@ class Preprocessing:
         """Return one picture, uint8 (3, any, any), as uint8 (3, height, width), antialiased."""
         if self.resize == "crop":
             pixels = self._largest_centre(pixels)
-        # Channels last: torch resizes such bytes by an instruction for many values at once.
-        batch = pixels[None].contiguous(memory_format=torch.channels_last)
+        # The result has its channels last, as a batch has, if torch can see that they are so here:
+        # the strides of pixels[None] do not tell.
+        batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
         size = (self.height, self.width)
         return nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)[0]
 
