@@ -14,11 +14,13 @@ from benchmarks import peers
 ANSWER = """
 import json, pathlib, sys
 given = json.loads(sys.argv[1])
+held = {path.name for path in pathlib.Path(given["val"]).glob("*/*")}
+answers = lambda names: {name: "male" if name in held else "neither" for name in names}
 # user begins
 # a comment is no line
 
 names = [path.name for path in pathlib.Path(given["pictures"]).iterdir()]
-pathlib.Path(given["output"]).write_text(json.dumps({name: "male" for name in names}))
+pathlib.Path(given["output"]).write_text(json.dumps(answers(names)))
 # user ends
 print(json.dumps({"seconds_to_first_batch": 1.0, "seconds": 2.0, "accuracy": 0.5}))
 """
