@@ -14,10 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torchvision
 from PIL import Image
 
+from face_gender.data.index import Index
+from face_gender.data.sources import FolderSource
 from face_gender.devices import mixed_precision
 from face_gender.files import cpu_count
 
@@ -113,6 +116,15 @@ def _draw(path: Path, side: int, quality: int) -> None:
         layers.append(np.asarray(scaled, dtype=np.float32) * (8 / cells))
     mixed = sum(layers) / sum(8 / cells for cells in (4, 8, 16, 32, 64))
     Image.fromarray(np.asarray(mixed).clip(0, 255).astype(np.uint8)).save(path, quality=quality)
+
+
+def index_of(paths: Sequence[Path]) -> Index:
+    """Return an index of pictures with every second label, all but the first four to train on."""
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    table = pd.DataFrame({"path": names, "label": [i % 2 for i in range(len(names))]})
+    table["split"] = ["val" if i < 4 else "train" for i in range(len(names))]
+    return Index(table, FolderSource(folder))
 
 
 def pictures(folder: Path | None, count: int, work: Path) -> list[Path]:

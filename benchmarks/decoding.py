@@ -6,7 +6,6 @@ python -m benchmarks.decoding [--data FOLDER] [--size 224] [--pictures 4000]
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,11 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
+from benchmarks.common import alternate, index_of, machine, medians, options_of, pictures, rate
 from face_gender.data.dataset import Batch, FaceDataset, make_loader, to_input
-from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
-from face_gender.data.sources import FolderSource
 from face_gender.devices import keep_freed_memory
 from face_gender.files import cpu_count
 
@@ -125,10 +121,7 @@ def report(options: argparse.Namespace, paths: list[Path]) -> None:
     """Measure and print."""
     preprocessing = Preprocessing(height=options.size, width=options.size)
     transform = preprocessing.eval_transform()
-    folder = Path(os.path.commonpath(paths))
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    table = pd.DataFrame({"path": names, "label": 0})
-    dataset = FaceDataset(Index(table, FolderSource(folder)), None, transform)
+    dataset = FaceDataset(index_of(paths), None, transform)
     few = paths[: options.usual_pictures]
     workers = cpu_count()
     loaders = {"processes": make_loader(dataset, BATCH, workers=workers),

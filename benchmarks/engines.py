@@ -4,8 +4,9 @@ python -m benchmarks.engines --data FOLDER --weights PTH --calibrate FOLDER [--p
 
 The pictures, prepared as process.py does (with faces aligned, where the weights want that), lie in
 memory and are labelled by a thread for each processor, 16 at a time, and 64 where close ones are
-asked again. Labels and probabilities are compared with PyTorch's in float32. A second table says
-what each margin for asking again would give.
+asked again. Labels and probabilities are compared with PyTorch's in float32, those of graphs alone
+with PyTorch's without mirror images. A second table says what each margin for asking again would
+give.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from face_gender.classify.results import Skipped
 from face_gender.data.preprocessing import stack
 from face_gender.export.graph import export
 from face_gender.files import cpu_count
-from face_gender.model.architectures import probabilities_of
+from face_gender.model.architectures import lead_of, probabilities_of
 
 Way = Callable[[Tensor], Tensor]
 AGAIN = ("OpenVINO int8, close ones again (--engine openvino)", "the same, again in 16 bits")
@@ -129,9 +130,9 @@ def compare_margins(found: Tensor, expected: Tensor, temperature: float) -> None
     """Print what asking again would give, by how far ahead the first class is at temperature 1."""
     print("| margin | asked again | labels changed | largest change | mean | over 0.02 |")
     print("|---|---|---|---|---|---|")
-    first, second = (found.log() * temperature).softmax(1).topk(2).values.unbind(1)
+    lead = lead_of(found.log() * temperature)
     for margin in MARGINS:
-        close = first - second < margin
+        close = lead < margin
         mixed = torch.where(close[:, None], expected, found)
         print(f"| {margin} | {close.double().mean():.1%} | {compare(mixed, expected)} |")
 

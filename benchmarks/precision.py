@@ -74,7 +74,7 @@ def main() -> None:
         index = sample(options.data, work, options.pictures, options.validate)
         for seed in options.seeds:
             for mixed, reports in found.items():
-                report = last(recipe, index, work / f"{seed}-{mixed}", seed, mixed)
+                report = last(recipe, index, work, seed, mixed)
                 reports.append(report)
                 name = "16 bits" if mixed else "float32"
                 print(

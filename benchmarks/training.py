@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
+from benchmarks.common import alternate, index_of, machine, medians, options_of, pictures, rate
 from benchmarks.decoding import UsualDataset, bare_decoding, float_pipeline
 from face_gender.data.dataset import Batch, FaceLoader, Failure
-from face_gender.data.index import Index
-from face_gender.data.sources import FolderSource
 from face_gender.devices import in_bits
 from face_gender.files import cpu_count
 from face_gender.model.architectures import build_model
@@ -47,14 +44,6 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         changes["batch_size"] = options.batch_size
     # Pictures in memory have one size.
     return get_recipe(options.recipe, options.size, start_size=1.0, **changes)
-
-
-def index_of(paths: list[Path], folder: Path) -> pd.DataFrame:
-    """Return a table of the pictures, of which all but four are to be trained on."""
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    table = pd.DataFrame({"path": names, "label": [i % 2 for i in range(len(names))]})
-    table["split"] = ["val" if i < 4 else "train" for i in range(len(names))]
-    return table
 
 
 class InMemory:
@@ -118,10 +107,8 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     """Measure all ways in turn and print one table."""
     print(machine())
     recipe = recipe_of(options)
-    folder = options.data or work / "generated"
     paths = pictures(options.data, options.pictures, work)
-    index = Index(index_of(paths, folder), FolderSource(folder))
-    run = Run(recipe, index, work, progress=False)
+    run = Run(recipe, index_of(paths), work, progress=False)
     few = paths[: options.plain_pictures]
     plain = plain_loop(recipe, few)
     print(

@@ -31,7 +31,7 @@ from face_gender.errors import InputError, excerpt, first_line
 from face_gender.faces.alignment import align as aligned
 from face_gender.faces.detector import Detector, Face, load_detector
 from face_gender.files import cpu_count, sha256_of
-from face_gender.model.architectures import for_inference, probabilities_of, with_mirror
+from face_gender.model.architectures import for_inference, lead_of, probabilities_of, with_mirror
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class Classifier:
         parts = [rows[i : i + _BATCH["cpu"]] for i in range(0, len(rows), _BATCH["cpu"])]
         outputs = torch.from_numpy(np.concatenate([self.engine.outputs(part) for part in parts]))
         # Of temperature 1, as MARGIN was measured: how far off the engine is does not hang on T.
-        first, second = probabilities_of(outputs, 1.0).topk(2).values.unbind(1)
-        close = first - second < MARGIN
+        close = lead_of(outputs) < MARGIN
         found = probabilities_of(outputs, self.checkpoint.temperature)
         if close.any():
             found[close] = self._by_model(pixels[close])

@@ -22,7 +22,7 @@ from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, UnreadFile, load_image, load_pixels
 from face_gender.data.index import Index
 from face_gender.data.landmarks import coordinates_of, face_in
-from face_gender.data.preprocessing import FaceTransform
+from face_gender.data.preprocessing import FaceTransform, stack
 from face_gender.data.sources import DriveGoneError
 from face_gender.errors import InputError, excerpt, printable
 from face_gender.faces.detector import Face
@@ -349,9 +349,7 @@ def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:
         # Here already, and not when it is sent: a full /dev/shm would raise where nobody looks.
         memory.share_memory_()
     if good:
-        rows = [each.pixels.permute(1, 2, 0).numpy() for each in good if each.pixels is not None]
-        # By numpy: torch would wake its threads for each picture, and wait for them.
-        np.stack(rows, out=memory.numpy())
+        stack([each.pixels for each in good if each.pixels is not None], memory)
     return Batch(
         memory.permute(0, 3, 1, 2),
         torch.tensor([each.label for each in good], dtype=torch.int64),

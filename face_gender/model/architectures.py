@@ -215,6 +215,12 @@ def probabilities_of(outputs: Tensor, temperature: float) -> Tensor:
     return (outputs.float() / temperature).softmax(dim=1)
 
 
+def lead_of(outputs: Tensor) -> Tensor:
+    """Return how far softmax(outputs) of the likeliest class is above the next, float32 (n,)."""
+    first, second = probabilities_of(outputs, 1.0).topk(2).values.unbind(1)
+    return first - second
+
+
 def with_mirror(outputs_of: Callable[[Tensor], Tensor], images: Tensor, within: float) -> Tensor:
     """Return a net's outputs, float32 (n, classes), for images (n, 3, H, W).
 
@@ -225,8 +231,7 @@ def with_mirror(outputs_of: Callable[[Tensor], Tensor], images: Tensor, within: 
     """
     outputs = outputs_of(images).float()
     if within > 0 and outputs.shape[1] > 1:
-        first, second = probabilities_of(outputs, 1.0).topk(2).values.unbind(1)
-        share = (1 - (first - second) / within).clamp(min=0) / 2
+        share = (1 - lead_of(outputs) / within).clamp(min=0) / 2
         close = share > 0
         if close.any():
             mirrored = outputs_of(images[close].flip(3)).float()
