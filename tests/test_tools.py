@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, SAMPLES
 from PIL import Image
 
+from face_gender.data.index import Index
 from face_gender.data.tables import read_index
 from face_gender.model.checkpoint import load_checkpoint
 from tools import compare, descriptor, pretrain, sources, teachers
@@ -92,6 +93,34 @@ def test_training_goes_on_where_it_was_and_gives_a_checkpoint(data: Path, tmp_pa
     assert found.preprocessing.align == "landmarks"
     assert found.metrics["val_accuracy"] > 0.9
     assert torch.load(f"{out}.partial", weights_only=True)["step"] == 2
+
+
+def test_without_its_parts_training_sees_the_aligned_faces(data: Path, tmp_path: Path) -> None:
+    assert run(sources, data) == 0
+    index = Index.open(data / "index.csv").with_landmarks()
+    rows = np.arange(6)
+    plain = pretrain.as_input(np.stack([pretrain.Faces(index, 0).aligned(row) for row in rows]))
+    left = pretrain.Faces(index, 0, without=pretrain.PARTS).batch(0, rows)
+    assert all(
+        torch.equal(found, face) or torch.equal(found, face.flip(2))
+        for found, face in zip(left, plain, strict=True)
+    )
+    for part in ("background", "photometric", "frames", "jitter"):
+        others = [each for each in pretrain.PARTS if each != part]
+        pair = [pretrain.Faces(index, 0, without) for without in (others, pretrain.PARTS)]
+        changed, same = (faces.batch(0, np.resize(rows, 60)) for faces in pair)
+        assert not torch.equal(changed, same)
+
+
+def test_without_teachers_labels_alone_are_learnt(data: Path, tmp_path: Path) -> None:
+    assert run(sources, data) == 0
+    table = read_index(data / "index.csv")
+    teacher = pd.to_numeric(table["teacher"]).to_numpy(float)
+    wanted, frequency = pretrain.learnt(table, teacher, ["teachers", "balance"])
+    known = ((table["split"] == "train") & (table["known"] == "yes")).to_numpy()
+    assert ((wanted > 0.5) == table["label"])[known].all()
+    assert frequency[known].tolist() == pytest.approx([1 / known.sum()] * known.sum())
+    assert frequency[~known].sum() == 0
 
 
 def test_a_teacher_has_not_seen_the_group_that_it_is_asked_about() -> None:

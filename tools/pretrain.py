@@ -7,7 +7,8 @@ the net also learns to tell the teachers' numbers by a layer of its own, which i
 Landmarks are found where the index has none. Training is done by steps; every 200 of them are kept
 in OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with
 the temperature of the validation split; the output of female is raised until its recall there, the
-mean of sources, is no lower than that of male.
+mean of sources, is no lower than that of male. ``--without`` leaves out what the teachers say, that
+rare rows are drawn more often, hidden backgrounds, photometric changes, whole frames, or jitter.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -48,6 +50,9 @@ SIZE = RECIPE.preprocessing.height
 FROZEN = ("conv1", "bn1", "layer1")
 SQUEEZED = {"celeba64": (131, 160)}  # width and height that give these their true shape
 BANDS = (0, 4, 13, 20, 30, 45, 60, 70)
+
+# Parts of the training that --without leaves out.
+PARTS = ("teachers", "balance", "background", "photometric", "frames", "jitter")
 
 Picture = npt.NDArray[Any]  # uint8 (H, W, 3)
 
@@ -119,11 +124,28 @@ def weights_of(table: pd.DataFrame, wanted: npt.NDArray[np.float32]) -> npt.NDAr
     return frequency / frequency.sum()
 
 
+def learnt(
+    table: pd.DataFrame, teacher: npt.NDArray[np.float64], without: Sequence[str] = ()
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Return what each row teaches and how often it is drawn, (n,) each; 0 outside training."""
+    if "teachers" in without:
+        label = table["label"].to_numpy(np.float32).clip(0.02, 0.98)
+        wanted = np.where(table["known"] == "yes", label, np.float32(np.nan))
+    else:
+        wanted = targets(table, teacher)
+    rows = np.flatnonzero((table["split"] == "train") & np.isfinite(wanted))
+    frequency = np.zeros(len(table))
+    weights = weights_of(table.iloc[rows], wanted[rows])
+    frequency[rows] = 1 / len(rows) if "balance" in without else weights
+    return wanted, frequency
+
+
 class Faces:
     """The pictures of an index as a net sees them: changed at random for training, or aligned."""
 
-    def __init__(self, index: Index, seed: int) -> None:
+    def __init__(self, index: Index, seed: int, without: Sequence[str] = ()) -> None:
         self.table, self.source, self.seed = index.table, index.source, seed
+        self.without = without
         self.paths = self.table["path"].to_numpy(str)
         self.sources = self.table["source"].to_numpy(str)
         self.boxes, points = np.split(coordinates_of(self.table), [4], axis=1)
@@ -144,7 +166,7 @@ class Faces:
         points = self.points[row] * np.array([picture.shape[1], picture.shape[0]], np.float64)
         if not np.isfinite(points).all():
             return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-        if r is None:
+        if r is None or "jitter" in self.without:
             return warp(picture, similarity(points, self.template))
         eyes = np.linalg.norm(points[0] - points[1])
         points += r.normal(0, 0.04 * eyes * r.random(), points.shape)  # as detectors differ
@@ -169,13 +191,14 @@ class Faces:
         r = np.random.default_rng([self.seed, step, 1])
         made: list[Picture] = []
         for row in rows:
-            if r.random() < 0.11:
+            if r.random() < 0.11 and "frames" not in self.without:
                 picture = self.whole(row, r)
             else:
                 picture = self.aligned(row, r)
-                if r.random() < 0.3:
+                if r.random() < 0.3 and "background" not in self.without:
                     picture = hide_background(picture, r, made[-1] if made else picture)
-            picture = photometric(picture, r)
+            if "photometric" not in self.without:
+                picture = photometric(picture, r)
             made.append(picture[:, ::-1] if r.random() < 0.5 else picture)
         return as_input(np.stack(made))
 
@@ -296,9 +319,7 @@ def validated(model: nn.Module, faces: Faces, rows: npt.NDArray[np.int64]) -> tu
 
 def train(faces: Faces, options: argparse.Namespace, model: Student, numbers: Numbers) -> nn.Module:
     """Train by steps, going on where OUT.partial says, and return the averaged net."""
-    wanted = targets(faces.table, numbers.female)
-    rows = np.flatnonzero((faces.table["split"] == "train") & np.isfinite(wanted))
-    frequency = weights_of(faces.table.iloc[rows], wanted[rows])
+    wanted, frequency = learnt(faces.table, numbers.female, options.without)
     for name in FROZEN:
         model.net.get_submodule(name).requires_grad_(False)
     average = AveragedModel(
@@ -321,7 +342,7 @@ def train(faces: Faces, options: argparse.Namespace, model: Student, numbers: Nu
 
     def drawn(number: int) -> tuple[npt.NDArray[np.int64], Tensor]:
         r = np.random.default_rng([options.seed, number])
-        chosen = rows[r.choice(len(rows), options.batch_size, p=frequency)]
+        chosen = r.choice(len(frequency), options.batch_size, p=frequency)
         return chosen, faces.batch(number, chosen)
 
     with (
@@ -368,7 +389,8 @@ def run(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     model = build_model(RECIPE.arch, len(CLASSES)).to(memory_format=torch.channels_last)
     seen = start_from(model, options.init, RECIPE.arch)
-    faces, numbers = Faces(index, options.seed), Numbers(options.teachers, index.table)
+    faces = Faces(index, options.seed, options.without)
+    numbers = Numbers(options.teachers, index.table)
     assert isinstance(model, ResNet)
     student = Student(model, numbers.values.shape[1])
     best = train(faces, options, student, numbers)
@@ -403,6 +425,7 @@ def main() -> int:
     add("--init", default="model_weights/shipped.pth", help="a .pth to start from")
     add("--teachers", type=Path, help="what tools.teachers wrote")
     add("--numbers", type=float, default=0.5, help="weight of the teachers' numbers in the loss")
+    add("--without", nargs="+", choices=PARTS, default=(), help="to see what each part gives")
     add("--steps", type=int, default=1200)
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=6e-4)
