@@ -3,7 +3,7 @@
 python -m benchmarks.engines --data FOLDER --weights PTH --calibrate FOLDER [--pictures N]
 
 The pictures, prepared as process.py does (with faces aligned, where the weights want that), lie in
-memory and are labelled by a thread for each processor, 16 at a time, and 64 where close ones are
+memory and are labelled by a thread for each processor, 32 at a time, and 64 where close ones are
 asked again. Labels and probabilities are compared with PyTorch's in float32, those of graphs alone
 with PyTorch's without mirror images. A second table says what each margin for asking again would
 give.
@@ -148,7 +148,7 @@ def main() -> None:
         batches = {
             name: [
                 each.contiguous(memory_format=torch.channels_last)
-                for each in pixels.split(64 if name in AGAIN else 16)
+                for each in pixels.split(64 if name in AGAIN else 32)
             ]
             for name in ways
         }

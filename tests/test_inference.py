@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from conftest import ROOT, draw_face, make_faces, make_zip
@@ -20,6 +21,7 @@ from face_gender.data.sources import open_source
 from face_gender.devices import mixed_precision
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import evaluate
+from face_gender.faces.detector import Detector, load_detector
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.recipes import RECIPES, get_recipe
@@ -169,11 +171,30 @@ def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: P
 
 @pytest.mark.parametrize(
     ("given_", "chosen"),
-    [((10, None, 2), (5, 2)), ((1_000, None, 2), (16, 2)), ((1_000, 7, 3), (7, 3)),
-     ((3, 7, 2), (2, 2)), ((None, None, 4), (16, 4)), ((1, None, 4), (1, 4))],
+    [((10, None, 2), (5, 2)), ((1_000, None, 2), (32, 2)), ((1_000, 7, 3), (7, 3)),
+     ((3, 7, 2), (2, 2)), ((None, None, 4), (32, 4)), ((1, None, 4), (1, 4)),
+     ((130, None, 2), (22, 2)), ((65, None, 2), (17, 2)), ((0, None, 2), (32, 2))],
 )  # fmt: skip
 def test_a_small_folder_is_shared_by_all_threads(given_: tuple, chosen: tuple) -> None:
     assert choose_load(echo_classifier(), *given_) == chosen
+
+
+def test_each_thread_finds_faces_on_one_core(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = set()
+
+    def detect(*arguments: object, **options: object) -> list[object]:
+        counts.add(cv2.getNumThreads())
+        return []
+
+    net = replace(echo_classifier(), detector=load_detector())
+    monkeypatch.setattr(Detector, "detect", detect)
+    cv2.setNumThreads(3)
+    try:
+        list(classify(net, open_source(mixed), ["00.jpg", "01.jpg"], 1, 2))
+        assert counts == {1}
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(-1)
 
 
 def test_names_may_come_one_by_one(mixed: Path) -> None:

@@ -29,7 +29,7 @@ from face_gender.data.sources import Reader
 from face_gender.devices import halving_on_oom, mixed_precision, pick_device
 from face_gender.errors import InputError, excerpt, first_line
 from face_gender.faces.alignment import align as aligned
-from face_gender.faces.detector import Detector, Face, load_detector
+from face_gender.faces.detector import Detector, Face, load_detector, opencv_on_one_core
 from face_gender.files import cpu_count, sha256_of
 from face_gender.model.architectures import for_inference, lead_of, probabilities_of, with_mirror
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from face_gender.classify.frame import Pictures
 
-# Pictures that a thread takes at a time: a core's cache is small, a GPU wants many.
-_BATCH = {"cpu": 16, "cuda": 64}
-# With an engine four such batches: the net is then not asked for two or three pictures at a time.
+# Pictures that a thread takes at a time: a GPU wants many, on a CPU more are no faster.
+_BATCH = {"cpu": 32, "cuda": 64}
+# With an engine two such batches: the net is then not asked for two or three pictures at a time.
 _BATCH_WITH_ENGINE = 64
 # Faces that the net takes at a time: a group photograph may hold a thousand.
 _MOST_VIEWS = 256
@@ -292,8 +292,9 @@ def choose_load(
     workers = workers or cpu_count()
     usual = _BATCH_WITH_ENGINE if classifier.engine else _BATCH.get(classifier.device.type, 32)
     batch_size = batch_size or usual
-    if count is not None:  # that a small folder is shared too
-        batch_size = max(1, min(batch_size, math.ceil(count / workers)))
+    if count:  # batches of one size, a multiple of the threads: that none is left to work alone
+        rounds = math.ceil(count / (workers * batch_size))
+        batch_size = math.ceil(count / (workers * rounds))
     return batch_size, workers
 
 
@@ -318,18 +319,22 @@ def classify(
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     wait = True
-    try:
-        waiting: deque[Future[list[Result]]] = deque()
-        while batch := list(itertools.islice(remaining, batch_size)):
-            waiting.append(pool.submit(classifier.predict, source, batch))
-            if len(waiting) >= 2 * workers:
+    with opencv_on_one_core():
+        try:
+            waiting: deque[Future[list[Result]]] = deque()
+            while batch := list(itertools.islice(remaining, batch_size)):
+                waiting.append(pool.submit(classifier.predict, source, batch))
+                if len(waiting) >= 2 * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
                 yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except (KeyboardInterrupt, GeneratorExit):  # also where it is raised outside and this is closed
-        wait = False  # a batch may take long
-        raise
-    finally:
-        pool.shutdown(wait, cancel_futures=True)
-        # What new threads start from, which the pool's have changed.
-        torch.set_num_threads(threads)
+        except (
+            KeyboardInterrupt,
+            GeneratorExit,
+        ):  # also where it is raised outside and this is closed
+            wait = False  # a batch may take long
+            raise
+        finally:
+            pool.shutdown(wait, cancel_futures=True)
+            # What new threads start from, which the pool's have changed.
+            torch.set_num_threads(threads)

@@ -13,7 +13,13 @@ import pandas as pd
 from face_gender.console import progress_bar
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
-from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
+from face_gender.faces.detector import (
+    DETECTOR_SIDE,
+    Detector,
+    Face,
+    load_detector,
+    opencv_on_one_core,
+)
 from face_gender.files import cpu_count
 
 if TYPE_CHECKING:
@@ -51,7 +57,7 @@ def find_landmarks(
             return [0, *[np.nan] * len(COORDINATES)]
         return [len(faces), *_as_fractions(faces[0], picture.height, picture.width)]
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with opencv_on_one_core(), ThreadPoolExecutor(cpu_count()) as pool:
         found = pool.map(find, names)
         rows = []
         with progress_bar(len(names), "faces", shown=progress) as bar:

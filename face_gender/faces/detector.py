@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,23 @@ def load_detector() -> Detector:
     """Return the detector. Raises InputError where OpenCV or the weights are not installed."""
     cv2, path = _find()
     return Detector(cv2, path)
+
+
+@contextmanager
+def opencv_on_one_core() -> Iterator[None]:
+    """Keep OpenCV, where it is loaded, from using threads of its own beside those on each core.
+
+    A setting of the whole process, which is restored at the end.
+    """
+    cv2 = sys.modules.get("cv2")
+    before = cv2.getNumThreads() if cv2 else 1
+    try:
+        if cv2:
+            cv2.setNumThreads(1)
+        yield
+    finally:
+        if cv2:
+            cv2.setNumThreads(before)
 
 
 class Detector:
