@@ -23,10 +23,10 @@ from face_gender.errors import first_line
 from face_gender.export.graph import calibration_batches, evenly, write_graph
 from face_gender.files import cpu_count, make_folder, remove_leftovers, sha256_of
 
-# From so many pictures of 96 x 96 for each processor on, it saves more time than it takes to
-# compile the graph (2 s), and to make it (22 s): 2 ms each. Of larger ones, fewer.
+# From so many pictures of 96 x 96 for each processor on, it saves more time than it takes to look
+# at some and compile the graph (2 s), and to make it (17 s): 5 ms each. Of larger ones, fewer.
 WORTH_COMPILING = 1_000
-WORTH_MAKING = 10_000
+WORTH_MAKING = 5_000
 
 _CALIBRATED_ON = 300
 _LOOKED_AT = 60
