@@ -5,6 +5,7 @@ By hand: FAULTS=100 python -m pytest tests/fuzz -m slow -k killed -s
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -104,8 +105,10 @@ def test_a_command_that_is_killed_again_and_again_loses_nothing(
     child = start(case, reference, log)
     assert child.wait() == 0, log.read_text()
     duration = time.monotonic() - begun
-    while kills.total() < _KILLS:
-        out, code = tmp_path / f"out_{kills.total()}", None
+    for attempt in itertools.count():  # a run may be complete before it is killed
+        if kills.total() >= _KILLS:
+            break
+        out, code = tmp_path / f"out_{attempt}", None
         out.mkdir()
         while code is None:
             child, sign = start(case, out, log, "--resume"), chance.choice(SIGNALS)
