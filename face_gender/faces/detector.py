@@ -114,14 +114,15 @@ def opencv_on_one_core() -> Iterator[None]:
     A setting of the whole process, which is restored at the end.
     """
     cv2 = sys.modules.get("cv2")
-    before = cv2.getNumThreads() if cv2 else 1
+    if cv2 is None:
+        yield
+        return
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
     try:
-        if cv2:
-            cv2.setNumThreads(1)
         yield
     finally:
-        if cv2:
-            cv2.setNumThreads(before)
+        cv2.setNumThreads(before)
 
 
 class Detector:
