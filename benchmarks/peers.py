@@ -5,7 +5,8 @@ python -m benchmarks.peers DATA --environments FOLDER [--avx2] [--output peers.j
 DATA holds male/ and female/. All ways train torchvision's ResNet18 for one epoch, from the shipped
 weights (some of the pictures may be among those that they have seen), on 80 % of the same pictures,
 validate on the rest, and classify all of them from a flat folder into a file. Whole photos are
-pictures in a grey frame: the kit's process.py beside MTCNN and ResNet18, one photo at a time.
+pictures in a grey frame: the kit's process.py beside MTCNN and ResNet18, one photo at a time; they
+are counted from the start of the process, others from its first batch on.
 
 Each peer is a script and a list of requirements in benchmarks/peer_scripts, and has an environment
 of its own below FOLDER, made where it is not there, with the kit's releases of torch and
