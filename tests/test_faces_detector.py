@@ -238,9 +238,7 @@ def test_any_pixels_get_faces_within_reason(
         assert chip.shape == (32, 32, 3)
 
 
-def test_opencv_has_its_threads_again_after_others_found_faces_on_each_core(
-    detector: Detector,
-) -> None:
+def test_opencv_has_its_threads_again_after_others_found_faces_on_each_core() -> None:
     before = cv2.getNumThreads()
     with pytest.raises(KeyboardInterrupt), opencv_on_one_core():
         assert cv2.getNumThreads() == 1

@@ -95,7 +95,7 @@ def test_training_goes_on_where_it_was_and_gives_a_checkpoint(data: Path, tmp_pa
     assert torch.load(f"{out}.partial", weights_only=True)["step"] == 2
 
 
-def test_without_its_parts_training_sees_the_aligned_faces(data: Path, tmp_path: Path) -> None:
+def test_without_its_parts_training_sees_the_aligned_faces(data: Path) -> None:
     assert run(sources, data) == 0
     index = Index.open(data / "index.csv").with_landmarks()
     rows = np.arange(6)
@@ -112,7 +112,7 @@ def test_without_its_parts_training_sees_the_aligned_faces(data: Path, tmp_path:
         assert not torch.equal(changed, same)
 
 
-def test_without_teachers_labels_alone_are_learnt(data: Path, tmp_path: Path) -> None:
+def test_without_teachers_labels_alone_are_learnt(data: Path) -> None:
     assert run(sources, data) == 0
     table = read_index(data / "index.csv")
     teacher = pd.to_numeric(table["teacher"]).to_numpy(float)
