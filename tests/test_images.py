@@ -316,6 +316,32 @@ def test_heic_is_read_upright_where_its_plugin_is_installed(orientation: int) ->
     assert first.min() > 240 and image.mean() < 140
 
 
+def with_brand(data: bytes, brand: bytes) -> bytes:
+    """The same file, whose major brand tells nothing of what is inside."""
+    return data[:8] + brand + data[12:]
+
+
+@pytest.mark.parametrize("brand", [b"mif1", b"msf1"])
+def test_heic_of_a_brand_that_avif_may_have_too(brand: bytes) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs requirements-heic.txt")
+    out = io.BytesIO()
+    pillow_heif.from_pillow(coloured(64, 32)).save(out, quality=90)
+    data = with_brand(out.getvalue(), brand)
+    assert decode_image(data, "a.heic").size == (64, 32)
+    with pytest.raises(UnreadableImage, match="damaged: "):
+        decode_image(data[:90], "a.heic")
+
+
+def test_avif_of_a_brand_that_heic_may_have_too_needs_no_plugin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "AVIF" not in Image.SAVE:
+        pytest.skip("this Pillow writes no AVIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    data = with_brand(encode(coloured(64, 32), "AVIF"), b"mif1")
+    assert decode_image(data, "a.avif").size == (64, 32)
+
+
 @pytest.mark.parametrize(
     ("top", "expected"), [(1.0, 255), (1.01, 255), (255.0, 255), (65535.0, 255)]
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import struct
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from face_gender.data import bmp, jpeg, png, tiff
 from face_gender.data.decoders import jpeg_decoder, load_decoder
 from face_gender.data.memory import reserve
 from face_gender.data.modes import to_rgb, without_empty_alpha
+from face_gender.data.plugins import missing_plugin
 from face_gender.data.sources import Reader
 from face_gender.data.tiff import NotDecoded
 from face_gender.errors import excerpt, printable
@@ -50,9 +51,6 @@ _PILLOW_COST, _LIBJPEG_COST, _PROGRESSIVE_COST = 12, 4, 6
 _FORMATS = ("BMP", "DIB", "GIF", "WEBP", "PPM", "AVIF", "HEIF", "JXL")
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 _UNCHANGED = 0
-
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 
 # Where a JPEG's scans are cut off, libjpeg makes pixels of this grey; CMYK may round it down.
 _FILL = ({127}, {128})
@@ -234,7 +232,6 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
     bitmap = bmp.read_header(data) if data.startswith(bmp.SIGNATURE) else None
     if bitmap is not None:
         return _decode_bitmap(data, bitmap)
-    _check_plugin(data)
     with _loaded(data, _FORMATS) as image:
         is_turned = image.format in ("WEBP", "AVIF")  # HEIF's plugin has turned it
         orientation = jpeg.exif_orientation(image.info.get("exif", b"")) if is_turned else 1
@@ -247,42 +244,31 @@ def _decode(data: bytes, at_least: int | None) -> Image.Image:
         return _finished(image, orientation, 65_535 if image.mode == "I" else None)
 
 
-def _check_plugin(data: bytes) -> None:
-    """Raise NotDecoded where a file needs a plugin of Pillow that is not installed."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _has_plugin("pillow_heif"):
-        raise NotDecoded("HEIC: to read it, pip install -r requirements-heic.txt")
-    if data.startswith(_JPEG_XL) and not _has_plugin("pillow_jxl"):
-        raise NotDecoded("JPEG XL: to read it, pip install pillow-jxl-plugin")
-
-
-def _has_plugin(name: str) -> bool:
-    """Register a plugin of Pillow where it is installed; tell whether it is."""
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        return False
-    if name == "pillow_heif":
-        module.register_heif_opener()
-    return True
-
-
 @contextmanager
 def _loaded(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """Open and decode a file in one of Pillow's formats, with memory for it reserved."""
-    Image.init()
-    for name in formats:
-        factory, accept = Image.OPEN.get(name, (None, None))
-        # As Image.open does, whose limit of pixels is lower, and whose errors say less.
-        if factory and accept and accept(data[:16]) is True:
-            break
-    else:
-        raise UnidentifiedImageError
-    with factory(io.BytesIO(data), "") as image:
+    with _opened(data, formats) as image:
         if is_bomb(*image.size, data):
             raise Image.DecompressionBombError
         with reserve(_PILLOW_COST * image.width * image.height):
             image.load()
             yield image
+
+
+def _opened(data: bytes, formats: tuple[str, ...]) -> ImageFile:
+    """Open a file in the first of Pillow's formats that can read it; its pixels are not read."""
+    Image.init()
+    missing = missing_plugin(data)
+    failed: Exception = NotDecoded(missing) if missing else UnidentifiedImageError()
+    for name in formats:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        # As Image.open does, whose limit of pixels is lower, and whose errors say less.
+        if factory and accept and accept(data[:16]) is True:
+            try:
+                return factory(io.BytesIO(data), "")
+            except SyntaxError as error:  # the plugin of AVIF accepts brands that HEIC has too
+                failed = failed if missing else error
+    raise failed
 
 
 def _decode_jpeg(data: bytes, at_least: int | None) -> Image.Image:
