@@ -18,6 +18,7 @@ from face_gender.classify.__main__ import main
 from face_gender.classify.classifier import load_classifier
 from face_gender.classify.crops import write_crops
 from face_gender.classify.results import Prediction
+from face_gender.data import images
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.index import Index
 from face_gender.data.landmarks import COLUMNS, COORDINATES
@@ -144,13 +145,20 @@ def test_interrupted_runs_keep_every_face(photos: Path, weights: Path) -> None:
     assert json.loads(Path("r.json").read_text(encoding="utf-8")) == json.loads(whole)
 
 
-def test_boxes_are_in_pixels_of_the_upright_picture(tmp_path: Path, weights: Path) -> None:
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.png"])
+@pytest.mark.parametrize("limit", [images.MAX_PIXELS, 1_000_000])
+def test_boxes_are_in_pixels_of_the_upright_picture(
+    limit: int, name: str, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever part of them is decoded."""
+    monkeypatch.setattr(images, "MAX_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # of which Pillow warns
     scene = Image.new("RGB", (1600, 2400), (90, 120, 140))
     scene.paste(Image.open(PORTRAITS[0]).convert("RGB").resize((960, 1200)), (500, 1000))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned to the right by viewers
-    scene.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=90)
-    (view,) = load_classifier(weights).views(None, str(tmp_path / "turned.jpg"))
+    scene.rotate(90, expand=True).save(tmp_path / name, exif=exif, quality=90)
+    (view,) = load_classifier(weights).views(None, str(tmp_path / name))
     assert view.box is not None
     left, top, width, height = view.box
     assert 500 < left < left + width < 1460 and 1000 < top < top + height < 2200

@@ -22,6 +22,7 @@ from PIL import Image
 from face_gender.classify.classifier import Classifier
 from face_gender.classify.page import as_json, explain_doubtful, fill, write_page
 from face_gender.classify.results import Prediction, Skipped
+from face_gender.data import images
 from face_gender.data.__main__ import main as data_split
 from face_gender.data.sources import open_source
 from face_gender.errors import InputError
@@ -134,7 +135,12 @@ def test_pictures_beyond_the_limit_are_linked_to(kind: str, folder: Path, tmp_pa
     assert sum(read) == 20  # which one chunk holds
 
 
-def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [images.MAX_PIXELS, 200_000])
+def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a photograph so large that it is read at a half."""
+    monkeypatch.setattr(images, "MAX_PIXELS", limit)
     (tmp_path / "in").mkdir()
     photo = Image.new("RGB", (800, 600), "white")
     photo.paste(Image.new("RGB", (60, 60), "red"), (700, 40))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from face_gender.classify.engines import MARGIN, Engine, OpenVino
-from face_gender.classify.results import Box, Prediction, Result, Skipped
+from face_gender.classify.results import Box, Prediction, Result, Skipped, scaled
 from face_gender.data.decoders import load_decoders
-from face_gender.data.images import UnreadableImage, decode_pixels, read_bytes
+from face_gender.data.images import UnreadableImage, decode_pixels, full_side, read_bytes
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Reader
 from face_gender.devices import halving_on_oom, mixed_precision, pick_device
@@ -156,11 +153,12 @@ class Classifier:
         chosen = faces if self.every_face else faces[:1]
         if not chosen:
             return [View(preprocessing.resized(pixels))]
-        scale = _full_side(data, pixels) / max(pixels.shape[1:])
+        height, width = pixels.shape[1:]
+        scale = full_side(data, (width, height)) / max(width, height)
         return [
             View(
                 preprocessing.prepare(pixels, face),
-                _scaled(face.box, scale),
+                scaled(face.box, scale),
                 self._crop(array, face),
             )
             for face in chosen
@@ -255,19 +253,6 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
         "faces": _faces_of(classifier),
         **({"crops": classifier.crop_size} if classifier.crop_size else {}),
     }
-
-
-def _scaled(box: Box, scale: float) -> Box:
-    left, top, width, height = box
-    return left * scale, top * scale, width * scale, height * scale
-
-
-def _full_side(data: bytes, pixels: Tensor) -> int:
-    """Return the longer side of a picture's file, of which a JPEG's ``pixels`` may be a part."""
-    decoded = max(pixels.shape[1:])
-    with suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
-        return max(*image.size, decoded)
-    return decoded
 
 
 def _faces_of(classifier: Classifier) -> str:

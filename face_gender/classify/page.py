@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from face_gender.classify.results import Prediction, Skipped
-from face_gender.data.images import UnreadableImage, load_image
+from face_gender.classify.results import Box, Prediction, Skipped, scaled
+from face_gender.data.images import UnreadableImage, decode_image, full_side, read_bytes
 from face_gender.data.sources import FileSource, FolderSource, Source
 from face_gender.files import cpu_count, write_atomically
 from face_gender.model.explain import CAVEAT, overlays
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from face_gender.classify.classifier import Classifier
 
 THUMBNAILS_LIMIT = 64 * 2**20
-
-Box = tuple[float, float, float, float]
 
 # Pixels of the longer side of a thumbnail, and of a photograph that holds small faces.
 _SIDE, _PHOTO_SIDE = 128, 400
@@ -195,7 +193,10 @@ def _entries(
 
 
 class _Shots(NamedTuple):
-    """Of one picture: its (width, height), a JPEG file for each face, one of it all or None."""
+    """Of one picture: its (width, height), a JPEG file for each face, one of it all or None.
+
+    The size is that of the file, as boxes are; of large ones, a half is read.
+    """
 
     size: tuple[int, int]
     faces: list[bytes]
@@ -238,15 +239,19 @@ def _embed(
 def _shoot(source: Source, name: str, boxes: Sequence[Box | None]) -> _Shots | None:
     """Return the thumbnails of one picture, None where it cannot be read any more."""
     try:
-        image = load_image(name, source)
+        data = read_bytes(name, source)
+        image = decode_image(data, name)
     except UnreadableImage:
         return None
+    scale = max(image.size) / full_side(data, image.size)
+    size = round(image.width / scale), round(image.height / scale)
+    boxes = [box and scaled(box, scale) for box in boxes]
     small = [box for box in boxes if box and box[2] * box[3] < _WHOLE * image.width * image.height]
     if not small:
-        return _Shots(image.size, [_jpeg(image, _SIDE)] * len(boxes), None)
+        return _Shots(size, [_jpeg(image, _SIDE)] * len(boxes), None)
     around = [image.crop(_around(box, image.size)) if box else image for box in boxes]
     shots = [_jpeg(each, _SIDE) for each in around]
-    return _Shots(image.size, shots, _jpeg(image, _PHOTO_SIDE))
+    return _Shots(size, shots, _jpeg(image, _PHOTO_SIDE))
 
 
 def _around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:

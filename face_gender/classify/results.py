@@ -25,6 +25,12 @@ UNCERTAIN = "uncertain"
 _BOX = ("left", "top", "width", "height")
 
 
+def scaled(box: Box, scale: float) -> Box:
+    """Return a box as it is in the same picture of another size."""
+    left, top, width, height = box
+    return left * scale, top * scale, width * scale, height * scale
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What is predicted for one face of a picture, or for all of it.

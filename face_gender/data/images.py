@@ -184,6 +184,17 @@ def _cost(header: jpeg.Header, scale: int, each: int) -> int:
     return each * pixels // scale**2 + _PROGRESSIVE_COST * pixels * header.is_progressive
 
 
+def full_side(data: bytes, size: tuple[int, int]) -> int:
+    """Return the longer side of a picture's file, of which one of that size may be a part."""
+    if data.startswith(jpeg.SIGNATURE):
+        header = jpeg.read_header(data)
+        return max(header.width, header.height) if header else max(size)
+    if 4 * size[0] * size[1] > MAX_PIXELS:  # else it cannot be a half
+        with suppress(Exception), _opened(data, (*_FORMATS, "PNG", "TIFF")) as image:
+            return max(image.size)
+    return max(size)
+
+
 def is_bomb(width: int, height: int, data: bytes) -> bool:
     """Tell whether a file announces more pixels, or JPEG scans of them, than any photograph."""
     pixels = width * height
