@@ -127,6 +127,31 @@ def test_every_face_of_a_picture_is_classified_the_most_prominent_first(
     assert rows == [("one.jpg", "0"), ("two.jpg", "0"), ("two.jpg", "1")]
 
 
+def test_weights_that_do_not_align_see_each_face_by_itself(photos: Path) -> None:
+    plain = save_colour_net(Path("plain.pth"))
+    scene = Image.new("RGB", (900, 450), "grey")
+    portrait = Image.open(PORTRAITS[0]).convert("RGB").resize((320, 400))
+    scene.paste(portrait, (40, 30))
+    scene.paste(Image.merge("RGB", portrait.split()[::-1]), (540, 30))  # bluish
+    scene.save("scene.png")
+    assert run("scene.png", "--weights", plain, "--faces", "all", "--output", "r.json") == 0
+    (faces,) = json.loads(Path("r.json").read_text(encoding="utf-8")).values()
+    assert {(face["box"][0] < 450, face["label"]) for face in faces} == {
+        (True, "male"),
+        (False, "female"),
+    }
+
+
+def test_crops_do_not_change_what_weights_that_do_not_align_say(photos: Path) -> None:
+    plain = save_colour_net(Path("plain.pth"))
+    options = ("--weights", plain, "--format", "full", "--output", "r.json")
+    assert run(photos, *options) == 0
+    expected = Path("r.json").read_text(encoding="utf-8")
+    assert run(photos, *options, "--crops", "crops") == 0
+    assert Path("r.json").read_text(encoding="utf-8") == expected
+    assert sorted(path.name for path in Path("crops").rglob("*.jpg")) == ["one_0.jpg", "two_0.jpg"]
+
+
 def test_interrupted_runs_keep_every_face(photos: Path, weights: Path) -> None:
     options = ("--weights", weights, "--faces", "all", "--output", "r.json", "--quiet")
     assert run(photos, *options) == 0

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from face_gender.classify.engines import MARGIN, Engine, OpenVino
-from face_gender.classify.results import Box, Prediction, Result, Skipped, scaled
+from face_gender.classify.results import Box, Prediction, Result, Skipped, around, scaled
 from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_pixels, full_side, read_bytes
 from face_gender.data.preprocessing import stack
@@ -42,6 +42,8 @@ _BATCH = {"cpu": 32, "cuda": 64}
 _BATCH_WITH_ENGINE = 64
 # Faces that the net takes at a time: a group photograph may hold a thousand.
 _MOST_VIEWS = 256
+# What weights that do not align see around each of several faces, in widths and heights of its box.
+_AROUND = 0.2
 
 Align = Literal["auto", "never"]
 Faces = Literal["one", "all"]
@@ -155,14 +157,21 @@ class Classifier:
             return [View(preprocessing.resized(pixels))]
         height, width = pixels.shape[1:]
         scale = full_side(data, (width, height)) / max(width, height)
-        return [
-            View(
-                preprocessing.prepare(pixels, face),
-                scaled(face.box, scale),
-                self._crop(array, face),
-            )
-            for face in chosen
-        ]
+        return [self._view(pixels, array, face, scale) for face in chosen]
+
+    def _view(self, pixels: Tensor, array: npt.NDArray[np.uint8], face: Face, scale: float) -> View:
+        """Return a face of a picture, which is ``scale`` times as large, as the weights want it."""
+        preprocessing = self.checkpoint.preprocessing
+        box: Box | None = scaled(face.box, scale)
+        if preprocessing.aligns:
+            prepared = preprocessing.prepare(pixels, face)
+        elif self.every_face:
+            wide, tall = _AROUND * face.box[2], _AROUND * face.box[3]
+            left, top, right, bottom = around(face.box, array.shape[1::-1], wide, tall)
+            prepared = preprocessing.resized(pixels[:, top:bottom, left:right])
+        else:  # the face is sought for its crop alone
+            prepared, box = preprocessing.resized(pixels), None
+        return View(prepared, box, self._crop(array, face))
 
     def _crop(self, array: npt.NDArray[np.uint8], face: Face) -> npt.NDArray[np.uint8] | None:
         if not self.crop_size:

@@ -30,7 +30,7 @@ def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Pa
     stem = stem.replace(":", "_").replace("\\", "_").lstrip(".") or "picture"
     while len(os.fsencode(stem)) > _MOST_BYTES:
         stem = stem[1:]
-    for number, face in enumerate(result.faces):
+    for number, face in enumerate((result, *result.others)):
         if face.crop is None:
             continue
         own = folder / face.label(threshold)

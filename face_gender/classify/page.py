@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from face_gender.classify.results import Box, Prediction, Skipped, scaled
+from face_gender.classify.results import Box, Prediction, Skipped, around, scaled
 from face_gender.data.images import UnreadableImage, decode_image, full_side, read_bytes
 from face_gender.data.sources import FileSource, FolderSource, Source
 from face_gender.files import cpu_count, write_atomically
@@ -249,19 +249,14 @@ def _shoot(source: Source, name: str, boxes: Sequence[Box | None]) -> _Shots | N
     small = [box for box in boxes if box and box[2] * box[3] < _WHOLE * image.width * image.height]
     if not small:
         return _Shots(size, [_jpeg(image, _SIDE)] * len(boxes), None)
-    around = [image.crop(_around(box, image.size)) if box else image for box in boxes]
-    shots = [_jpeg(each, _SIDE) for each in around]
+    shots = [_jpeg(_cut_out(image, box) if box else image, _SIDE) for box in boxes]
     return _Shots(size, shots, _jpeg(image, _PHOTO_SIDE))
 
 
-def _around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return what to cut out of a picture to show a face with something around it."""
-    x, y, width, height = box
-    margin = _MARGIN * max(width, height)
-    left, top = max(0, int(x - margin)), max(0, int(y - margin))
-    right, bottom = min(size[0], int(x + width + margin)), min(size[1], int(y + height + margin))
-    # A box may lie outside, as a file can have changed since.
-    return min(left, size[0] - 1), min(top, size[1] - 1), max(right, left + 1), max(bottom, top + 1)
+def _cut_out(image: Image.Image, box: Box) -> Image.Image:
+    """Return a face with something around it. The file can have changed since it was found."""
+    margin = _MARGIN * max(box[2:])
+    return image.crop(around(box, image.size, margin, margin))
 
 
 def _jpeg(image: Image.Image, side: int) -> bytes:

@@ -31,6 +31,19 @@ def scaled(box: Box, scale: float) -> Box:
     return left * scale, top * scale, width * scale, height * scale
 
 
+def around(box: Box, size: tuple[int, int], wide: float, tall: float) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a box with margins, in pixels of a picture.
+
+    ``wide`` is added at its left and right, ``tall`` above and below, as far as the picture of
+    ``size``, width and height, goes. At least a pixel is in it, wherever the box lies.
+    """
+    x, y, width, height = box
+    left, top = max(0, int(x - wide)), max(0, int(y - tall))
+    left, top = min(left, size[0] - 1), min(top, size[1] - 1)
+    right, bottom = min(size[0], int(x + width + wide)), min(size[1], int(y + height + tall))
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What is predicted for one face of a picture, or for all of it.
