@@ -22,6 +22,8 @@ from face_gender import console, files
 from face_gender.classify import __main__ as process
 from face_gender.classify import classifier
 from face_gender.classify.classifier import Classifier
+from face_gender.data.sources import DriveGoneError
+from face_gender.errors import InputError
 
 COUNT = 20
 NAMES = [f"{i:02}.jpg" for i in range(COUNT)]
@@ -435,18 +437,37 @@ def test_an_interruption_while_it_starts_is_a_sentence(
     assert os.listdir() == []
 
 
-def test_a_page_that_is_interrupted_costs_no_result(
-    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (InputError("page.html cannot be written (no room): free space there."), 1),
+        (DriveGoneError("pictures cannot be read any more"), 1),
+    ],
+)
+def test_a_page_that_is_not_made_costs_no_result_and_is_made_later(
+    error: BaseException,
+    code: int,
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def write_html(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise error
 
     expected = whole(run)
-    monkeypatch.setattr(process, "write_html", write_html)
-    assert run("--html", "page.html") == 130
-    assert last_line(capsys).endswith("process_results.json is written, page.html is not.")
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "write_html", write_html)
+        assert run("--html", "page.html") == code
+    said = "process_results.json is written, page.html is not: --resume makes it."
+    assert last_line(capsys).endswith(said)
     assert_result(expected)
     assert not Path("page.html").exists()
+    asked = predicted_of(monkeypatch)
+    assert run("--html", "page.html", "--resume") == 0
+    assert asked == [NAMES[3]]  # which was skipped
+    assert_result(expected)
+    assert sorted(os.listdir()) == ["page.html", str(OUTPUT)]
 
 
 def test_crops_are_asked_for_from_the_beginning(

@@ -226,15 +226,16 @@ def report(
         done = f"{len(predictions)} of {len(results) + left} predictions are in {options.output}"
         print_stderr(f"{name}: interrupted, {done}: --resume goes on.")
         return exit_code(interrupted)
-    remove_partial(partial)
     if options.html:
+        written = f"{options.output} is written, {options.html} is not: --resume makes it"
         try:
             write_html(options, classifier, source, predictions, skipped)
         except KeyboardInterrupt as error:
-            print_stderr(
-                f"{name}: interrupted: {options.output} is written, {options.html} is not."
-            )
+            print_stderr(f"{name}: interrupted, {written}.")
             return exit_code(error)
+        except InputError as error:
+            raise InputError(f"{str(error)[:-1]}; {written}.") from error
+    remove_partial(partial)
     if not options.quiet:
         summarise(options, source, predictions, len(skipped))
     return 3 if options.strict and skipped else 0
