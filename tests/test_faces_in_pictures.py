@@ -14,6 +14,7 @@ from conftest import PORTRAITS, save_colour_net, snapshot
 from PIL import Image
 
 from face_gender import load
+from face_gender.classify import crops
 from face_gender.classify.__main__ import main
 from face_gender.classify.classifier import load_classifier
 from face_gender.classify.crops import write_crops
@@ -24,6 +25,7 @@ from face_gender.data.index import Index
 from face_gender.data.landmarks import COLUMNS, COORDINATES
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
+from face_gender.errors import InputError
 from face_gender.faces import detector
 from face_gender.model.checkpoint import load_checkpoint
 
@@ -207,6 +209,22 @@ def test_crops_are_written_by_label_and_never_over_a_file(
     capsys.readouterr()
     assert run(photos, "--weights", weights, "--crops", photos / "crops") == 1
     assert "--crops" in capsys.readouterr().err
+
+
+def test_crops_that_could_not_be_written_are_written_by_resume(
+    photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise InputError("the disk is full: free space there.")
+
+    options = (photos, "--weights", weights, "--output", "r.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(crops, "write_atomically", full)
+        assert run(*options, "--crops", "crops") == 1
+    assert run(*options, "--crops", "others", "--resume") == 1
+    assert "different crops: run without --resume" in capsys.readouterr().err
+    assert run(*options, "--crops", Path("crops").absolute(), "--resume") == 0
+    assert sorted(path.name for path in Path("crops").rglob("*.jpg")) == ["one_0.jpg", "two_0.jpg"]
 
 
 def test_alignment_is_a_choice(

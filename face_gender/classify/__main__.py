@@ -17,8 +17,8 @@ if __name__ == "__main__":  # before all imports that take a while
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,14 +126,18 @@ def classify_folder(
     load = choose_load(classifier, len(names), options.batch_size, options.workers)
     announce(options, classifier, load)
     by = origin(classifier, options.weights)
+    if options.crops:  # of which those of kept predictions are there already
+        by["crops"] = str(options.crops.resolve())
     known = read_partial(partial, by, source, names) if options.resume else {}
     if options.resume and not options.quiet:
         found = f"{len(known)} predictions" if known else "nothing to resume"
         print_stderr(f"{partial}: {found}")
     load_decoders(len(names) - len(known), load[1])
-    stream = keep_results(
-        partial, by, source, names, known, lambda rest: classify(classifier, source, rest, *load)
-    )
+
+    def classified(rest: Iterator[str]) -> Generator[Result, None, None]:
+        return with_crops(options, classify(classifier, source, rest, *load))
+
+    stream = keep_results(partial, by, source, names, known, classified)
     results: list[Result] = []
     stop = None
     try:
@@ -141,7 +145,7 @@ def classify_folder(
         bar = progress_bar(len(names), "classify", shown=not options.quiet)
         with without_library_messages(), bar:
             for result in stream:
-                results.append(keep_crops(options, result))
+                results.append(result)
                 bar.update()
     except KeyboardInterrupt as error:
         stop = error
@@ -162,14 +166,18 @@ def check_crops(options: argparse.Namespace) -> None:
     make_folder(options.crops, "--crops")
 
 
-def keep_crops(options: argparse.Namespace, result: Result) -> Result:
-    """Write the faces of a result where ``--crops`` says; return it without their pixels."""
+def with_crops(
+    options: argparse.Namespace, stream: Generator[Result, None, None]
+) -> Generator[Result, None, None]:
+    """Write the faces of each result where ``--crops`` says; yield it without their pixels."""
     from face_gender.classify.crops import without_crops, write_crops
 
-    if not options.crops:
-        return result
-    write_crops(options.crops, result, options.threshold)
-    return without_crops(result)
+    with closing(stream):
+        for result in stream:
+            if options.crops:
+                write_crops(options.crops, result, options.threshold)
+                result = without_crops(result)
+            yield result
 
 
 def announce(options: argparse.Namespace, classifier: Classifier, load: tuple[int, int]) -> None:

@@ -260,7 +260,6 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
         "device": classifier.device.type,
         "precision": str(classifier.dtype),
         "faces": _faces_of(classifier),
-        **({"crops": classifier.crop_size} if classifier.crop_size else {}),
     }
 
 
