@@ -334,6 +334,7 @@ def _text(folder: Path) -> list[str | Path]:
         (lambda folder: [folder, "--device", "cuda:77"], "'cuda:77' is not there"),
         (lambda folder: [folder, "--output", "x.html", "--html", "x.html"], "never replaced"),
         (lambda folder: [folder, "--crops", folder / "crops"], "only read"),
+        (lambda folder: [folder.rename(folder.with_name("male")), "--crops", ".."], "only read"),
     ],
 )
 def test_what_cannot_run_is_one_sentence_and_writes_nothing(

@@ -17,9 +17,10 @@ if __name__ == "__main__":  # before all imports that take a while
 
 import argparse
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace, name: str) -> int:
         check_output(options.html, [*options.pictures, options.weights, options.output])
     if options.crops:
         check_crops(options)
+        make_folder(options.crops, "--crops")
     partial = partial_path(options.output)
     if options.engine == "openvino":
         check_engine(options.weights)
@@ -83,6 +85,7 @@ def load(
     # Imported here: --help and mistakes are answered without torch.
     with first_imports():
         from face_gender.classify.classifier import load_classifier
+        from face_gender.classify.results import UNCERTAIN
 
     classifier = load_classifier(
         options.weights,
@@ -94,6 +97,8 @@ def load(
         faces=options.faces,
         crop_size=_CROP_SIZE if options.crops else 0,
     )
+    if options.crops:
+        check_crops(options, [*classifier.checkpoint.classes, UNCERTAIN])
     if options.engine != "auto":
         return classifier
     from face_gender.export.auto import with_graph
@@ -155,15 +160,15 @@ def classify_folder(
     return Outcome(results + [Skipped(*each) for each in source.unlisted], left, stop)
 
 
-def check_crops(options: argparse.Namespace) -> None:
-    """Make the folder of ``--crops``. Raises InputError for one among the pictures themselves."""
-    for given in options.pictures:
-        if given.is_dir() and options.crops.resolve().is_relative_to(given.resolve()):
+def check_crops(options: argparse.Namespace, labels: Iterable[str] = ("",)) -> None:
+    """Raise InputError where the crops of a label would lie among the pictures themselves."""
+    folders = [options.crops / label for label in labels]
+    for given, folder in product(filter(Path.is_dir, options.pictures), folders):
+        if folder.resolve().is_relative_to(given.resolve()):
             raise InputError(
-                f"{options.crops} lies in {given}, whose pictures are only read: name a folder "
+                f"{folder} lies in {given}, whose pictures are only read: name a folder "
                 "elsewhere with --crops."
             )
-    make_folder(options.crops, "--crops")
 
 
 def with_crops(
