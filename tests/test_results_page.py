@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from face_gender.classify.page import as_json, explain_doubtful, fill, write_pag
 from face_gender.classify.results import Prediction, Skipped
 from face_gender.data import images
 from face_gender.data.__main__ import main as data_split
-from face_gender.data.sources import open_source
+from face_gender.data.sources import find_images, open_source
 from face_gender.errors import InputError
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint
@@ -178,6 +180,25 @@ def test_the_most_doubtful_are_explained(folder: Path) -> None:
 def test_a_page_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         write_page(tmp_path / "none" / "page.html", twenty(), [], open_source(folder))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="commands are quoted otherwise there")
+@pytest.mark.parametrize("prefix", ["", "top/"])
+def test_the_command_on_the_page_of_an_archive_can_be_run(
+    prefix: str, folder: Path, tmp_path: Path
+) -> None:
+    archive = make_zip(folder, tmp_path / "my pictures.zip", prefix)
+    source, names = find_images(archive)
+    write_page(tmp_path / "page.html", twenty(), [], source)
+    words, command = data_of(tmp_path / "page.html")["next"]
+    found = re.fullmatch(r"Unpack .* into (.*)\. Put labels.csv into (.*), then:", words)
+    assert found
+    unpacked, place = found.groups()
+    shutil.unpack_archive(archive, unpacked)
+    rows = [f"{name},{'male' if name.startswith('m') else 'female'}" for name in names]
+    Path(place, "labels.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    assert command.startswith("python data_split.py ")
+    assert data_split(shlex.split(command)[2:]) == 0
 
 
 def test_what_is_filled_in_is_not_filled_in_again() -> None:

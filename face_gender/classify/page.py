@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -294,10 +295,16 @@ def _base(source: Source, page: Path) -> str | None:
 def _next_step(source: Source) -> list[str]:
     """Return what to do with exported labels: in words, and the command."""
     if isinstance(source, FileSource):
-        command = f"python process.py {shlex.quote(os.fspath(source.path))} --recursive"
+        command = f"python process.py {_quoted(source.path)} --recursive"
         return ["To make a data set, label the one folder that holds all pictures:", command]
-    place, is_folder = os.fspath(source.path), isinstance(source, FolderSource)
-    folder = place if is_folder else os.path.splitext(place)[0]
-    before = "" if is_folder else f"Unpack {place} into {folder}. "
-    command = f"python data_split.py {shlex.quote(os.path.join(folder, 'labels.csv'))}"
+    folder, before = source.path, ""
+    if not isinstance(source, FolderSource):
+        before = f"Unpack {source.path} into {source.path.with_suffix('')}. "
+        folder = source.path.with_suffix("") / source.top
+    command = f"python data_split.py {_quoted(folder / 'labels.csv')}"
     return [f"{before}Put labels.csv into {folder}, then:", command]
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as it stands in a command."""
+    return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(os.fspath(path))
