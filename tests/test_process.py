@@ -118,6 +118,15 @@ def test_spaces_and_cyrillic_in_names(folder: Path, weights: Path) -> None:
     assert "Анна" in Path("process_results.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names")
+def test_names_with_line_ends_are_one_cell_of_the_table(folder: Path, weights: Path) -> None:
+    for i, name in enumerate(("a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg")):
+        (folder / f"img_{i}.jpg").rename(folder / name)
+    assert run(folder, "--weights", weights, "--format", "csv", "--quiet") == 0
+    with open("process_results.csv", encoding="utf-8", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == sorted(os.listdir(folder))
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux allows such names")
 def test_names_that_are_not_utf8(folder: Path, weights: Path) -> None:
     os.rename(folder / "img_0.jpg", os.fsencode(folder) + b"/\xff.jpg")

@@ -179,7 +179,11 @@ def _csv(
     predictions: Sequence[Prediction], classes: Sequence[str], threshold: float, every_face: bool
 ) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    # The csv module leaves a "\r" unquoted, and then reads it as a line's end.
+    is_odd = any("\r" in each.name for each in predictions)
+    writer = csv.writer(
+        out, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else csv.QUOTE_MINIMAL
+    )
     writer.writerow(["name", "label", "confidence", *classes, "face", *_BOX])
     for prediction in predictions:
         for number, each in enumerate(prediction.faces if every_face else [prediction]):
