@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,18 @@ def test_a_list_keeps_its_order_and_the_paths_as_they_were_given(
     assert table["name"].tolist() == [
         f"{folder}/{name}" for name in ("a.png", "b.png", "c.jpg")
     ] + [f"{folder}/a.png"]
+
+
+def test_what_cannot_be_listed_is_a_row_in_a_list_too(net: Classifier, tmp_path: Path) -> None:
+    archive = tmp_path / "in.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for name in ("a.png", "../b.png"):
+            with out.open(name, "w") as member:
+                draw_face("male", 0).save(member, "PNG")
+    alone, listed = (net.classify(given, progress=False) for given in (archive, [archive]))
+    assert alone["error"].tolist() == [None, "its name leads out of the archive"]
+    assert listed["name"].tolist() == [f"{archive}/{name}" for name in alone["name"]]
+    assert listed["error"].tolist() == alone["error"].tolist()
 
 
 def test_an_empty_list_has_all_columns(net: Classifier) -> None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from face_gender.classify.classifier import classify
 from face_gender.classify.results import Prediction, Result, Skipped
 from face_gender.console import progress_bar
+from face_gender.data.images import UnreadableImage
 from face_gender.data.sources import find_images
 from face_gender.errors import InputError, first_line
 from face_gender.files import read_file
@@ -128,12 +129,17 @@ class _Listed:
 def _readers(
     picture: Picture, place: int, recursive: bool
 ) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Yield the name of a list's picture and what reads it, of a folder those of its pictures."""
+    """Yield the name of a list's picture and what reads it, of a folder those of its pictures.
+
+    What cannot be listed in a folder follows, with its reason.
+    """
     if isinstance(picture, str | os.PathLike):
         path = Path(picture)
         if path.is_dir() or path.suffix.lower() == ".zip":
             source, names = find_images(path, recursive)
             yield from ((f"{path}/{name}", partial(source.read, name)) for name in names)
+            for name, reason in source.unlisted:
+                yield f"{path}/{name}", partial(_refuse, name, reason)
         else:
             yield os.fspath(picture), partial(read_file, path)
     elif isinstance(picture, Image.Image):
@@ -141,6 +147,10 @@ def _readers(
     else:
         _check_array(picture, place)
         yield str(place), lambda: _encoded(_from_array(picture))
+
+
+def _refuse(name: str, reason: str) -> bytes:
+    raise UnreadableImage(name, reason)
 
 
 def _check_array(array: Any, place: int) -> None:
