@@ -173,7 +173,8 @@ def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: P
     ("given_", "chosen"),
     [((10, None, 2), (5, 2)), ((1_000, None, 2), (32, 2)), ((1_000, 7, 3), (7, 3)),
      ((3, 7, 2), (2, 2)), ((None, None, 4), (32, 4)), ((1, None, 4), (1, 4)),
-     ((130, None, 2), (22, 2)), ((65, None, 2), (17, 2)), ((0, None, 2), (32, 2))],
+     ((130, None, 2), (22, 2)), ((65, None, 2), (17, 2)), ((0, None, 2), (32, 2)),
+     ((10**6, None, 10**5), (32, 256))],
 )  # fmt: skip
 def test_a_small_folder_is_shared_by_all_threads(given_: tuple, chosen: tuple) -> None:
     assert choose_load(echo_classifier(), *given_) == chosen

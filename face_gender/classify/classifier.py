@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _BATCH = {"cpu": 32, "cuda": 64}
 # With an engine two such batches: the net is then not asked for two or three pictures at a time.
 _BATCH_WITH_ENGINE = 64
+# A system gives no process threads without end.
+_MOST_THREADS = 256
 # Faces that the net takes at a time: a group photograph may hold a thousand.
 _MOST_VIEWS = 256
 # What weights that do not align see around each of several faces, in widths and heights of its box.
@@ -277,12 +279,12 @@ def choose_load(
 ) -> tuple[int, int]:
     """Return (pictures in a batch, threads) for ``count`` pictures, keeping what is given.
 
-    Raises InputError where that is below 1.
+    There are at most 256 threads. Raises InputError where what is given is below 1.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{name} is a whole number above 0, not {value}.")
-    workers = workers or cpu_count()
+    workers = min(workers or cpu_count(), _MOST_THREADS)
     usual = _BATCH_WITH_ENGINE if classifier.engine else _BATCH.get(classifier.device.type, 32)
     batch_size = batch_size or usual
     if count:  # batches of one size, a multiple of the threads: that none is left to work alone

@@ -221,7 +221,7 @@ def _embed(
         return _shoot(source, item[0], [face.box for face in item[1]])
 
     remaining = iter(enumerate(faces.items()))
-    with ThreadPoolExecutor(workers or cpu_count()) as pool:
+    with ThreadPoolExecutor(min(workers or cpu_count(), _CHUNK)) as pool:
         while thumbnails.size < limit and (chunk := list(itertools.islice(remaining, _CHUNK))):
             shots = pool.map(read, [item for _, item in chunk])
             for (i, (_, own)), shot in zip(chunk, shots, strict=True):
