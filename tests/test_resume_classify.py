@@ -283,6 +283,9 @@ def test_what_killed_runs_left_beside_the_result_is_removed_with_it(tmp_path: Pa
     others = [tmp_path / ".b.json.0123abcd.tmp", tmp_path / ".[a] results.json.backup.tmp"]
     for path in (left, *others):
         path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    others.append(tmp_path / ".[a] results.json.4567cdef.tmp")  # which another run is writing
+    others[-1].write_bytes(b"half")
     write(output, NAMES)
     remove_partial(partial_path(output))
     assert not left.exists()

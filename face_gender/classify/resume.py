@@ -23,6 +23,7 @@ from face_gender.errors import InputError
 from face_gender.files import remove_leftovers
 
 FORMAT = 2
+_STALE = 300  # seconds after which an unfinished file is nobody's
 _MARK = b'{"face_gender_'  # how every format of this file begins: nothing else is overwritten
 
 
@@ -128,10 +129,13 @@ def keep_results(
 
 
 def remove_partial(path: Path) -> None:
-    """Remove the file, and what killed runs left beside it, once all is in the output."""
+    """Remove the file, and what killed runs left beside it, once all is in the output.
+
+    What is young stays: another run may be writing it.
+    """
     with suppress(OSError):
         path.unlink(missing_ok=True)
-    remove_leftovers(path.parent, glob.escape(path.stem))
+    remove_leftovers(path.parent, glob.escape(path.stem), _STALE)
 
 
 def _write(file: IO[bytes], line: bytes) -> None:
