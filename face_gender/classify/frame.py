@@ -18,6 +18,7 @@ from face_gender.classify.classifier import classify
 from face_gender.classify.results import Prediction, Result, Skipped
 from face_gender.console import progress_bar
 from face_gender.data.images import UnreadableImage
+from face_gender.data.modes import to_rgb
 from face_gender.data.sources import find_images
 from face_gender.errors import InputError, first_line
 from face_gender.files import read_file
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 Pictures = Picture | Iterable[Picture]
 
-# Modes that a .png holds as they are. A .tiff holds "I" and "F"; the others can become RGB.
-_PNG_MODES = ("1", "L", "LA", "P", "I;16", "RGB", "RGBA")
 _SLACK = 1e-3  # by which resampling may leave 0..1
 
 
@@ -181,13 +180,7 @@ def _encoded(image: Image.Image) -> bytes:
     """Return a picture as the bytes of a file, so that one path leads from there to the net."""
     out = io.BytesIO()
     try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("L", "RGB") and "transparency" not in image.info:
-            image.save(out, "PPM")
-        elif image.mode in _PNG_MODES:
-            image.save(out, "PNG", compress_level=0)
-        else:
-            (image if image.mode in ("I", "F") else image.convert("RGB")).save(out, "TIFF")
+        to_rgb(ImageOps.exif_transpose(image)).save(out, "PPM")
     except Exception as error:  # a file that PIL opened and cannot decode raises anything
         raise OSError(first_line(error)) from error
     return out.getvalue()

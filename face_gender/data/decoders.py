@@ -21,7 +21,7 @@ _found: dict[str, Callable[..., Tensor] | None] = {}
 
 
 def load_decoders(pictures: int | None = None, threads: int = 1) -> None:
-    """Let JPEG files be decoded by torchvision from here on, where it has decoders.
+    """Load torchvision's decoders of JPEG and PNG, to be used from here on, where it has them.
 
     With a number of ``pictures``, to be read by so many ``threads``: only where that saves time.
     To be called before these threads start: two that import at a time may wait for each other.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from face_gender.data.augmentation import to_grey
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.model.architectures import head_name
 
@@ -26,7 +27,6 @@ _CELLS = 10
 _BATCH = 32  # pictures whose intermediate results are in memory at a time
 # Seen on grey by the colour-blind too (Okabe and Ito's orange, a little brighter).
 _ORANGE, _OPAQUE = (255.0, 160.0, 0.0), 0.8
-_LUMA = (0.299, 0.587, 0.114)
 
 
 def explain(model: nn.Module, images: Tensor, classes: Tensor | int | None = None) -> Tensor:
@@ -60,8 +60,8 @@ def overlays(
     weight = next(model.parameters())
     images = preprocessing.normalized(pixels.to(weight.device)).to(weight.dtype)
     opacity = _OPAQUE * explain(model, images, classes)[..., None]
-    grey = pixels.cpu().permute(0, 2, 3, 1).float() @ torch.tensor(_LUMA)
-    mixed = grey[..., None] * (1 - opacity) + torch.tensor(_ORANGE) * opacity
+    grey = to_grey(pixels.cpu().float()).permute(0, 2, 3, 1)
+    mixed = grey * (1 - opacity) + torch.tensor(_ORANGE) * opacity
     drawn: npt.NDArray[np.uint8] = mixed.round().to(torch.uint8).numpy()
     return drawn
 
