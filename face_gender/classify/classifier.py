@@ -7,7 +7,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -26,10 +26,11 @@ from face_gender.data.sources import Reader
 from face_gender.devices import halving_on_oom, mixed_precision, pick_device
 from face_gender.errors import InputError, excerpt, first_line
 from face_gender.faces.alignment import align as aligned
-from face_gender.faces.detector import Detector, Face, load_detector, opencv_on_one_core
+from face_gender.faces.detector import Detector, Face, load_detector
 from face_gender.files import cpu_count, sha256_of
 from face_gender.model.architectures import for_inference, lead_of, probabilities_of, with_mirror
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.threads import threads_on_one_core_each
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -311,25 +312,11 @@ def classify(
     batch_size, workers = choose_load(classifier, count, batch_size, workers)
     load_decoders(count or 0, workers)
     remaining = iter(names)
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    wait = True
-    with opencv_on_one_core():
-        try:
-            waiting: deque[Future[list[Result]]] = deque()
-            while batch := list(itertools.islice(remaining, batch_size)):
-                waiting.append(pool.submit(classifier.predict, source, batch))
-                if len(waiting) >= 2 * workers:
-                    yield from waiting.popleft().result()
-            while waiting:
+    with threads_on_one_core_each(workers) as pool:
+        waiting: deque[Future[list[Result]]] = deque()
+        while batch := list(itertools.islice(remaining, batch_size)):
+            waiting.append(pool.submit(classifier.predict, source, batch))
+            if len(waiting) >= 2 * workers:
                 yield from waiting.popleft().result()
-        except (
-            KeyboardInterrupt,
-            GeneratorExit,
-        ):  # also where it is raised outside and this is closed
-            wait = False  # a batch may take long
-            raise
-        finally:
-            pool.shutdown(wait, cancel_futures=True)
-            # What new threads start from, which the pool's have changed.
-            torch.set_num_threads(threads)
+        while waiting:
+            yield from waiting.popleft().result()

@@ -6,7 +6,6 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +26,7 @@ from face_gender.data.sources import DriveGoneError
 from face_gender.errors import InputError, excerpt, printable
 from face_gender.faces.detector import Face
 from face_gender.files import cpu_count
+from face_gender.threads import threads_on_one_core_each
 
 # Starting workers takes longer than reading so few pictures.
 _WORTH_WORKERS = 256
@@ -188,13 +188,10 @@ def in_threads(
     """Return what a function makes of each position; a worker process is a thread by itself."""
     if threads < 2 or len(positions) < 2 or get_worker_info() is not None:
         return [function(position) for position in positions]
-    before = torch.get_num_threads()
     edges = [len(positions) * i // threads for i in range(threads + 1)]
     shards = [positions[start:end] for start, end in itertools.pairwise(edges)]
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with threads_on_one_core_each(threads) as pool:
         results = list(pool.map(lambda shard: list(map(function, shard)), shards))
-    # The number that new threads start from, which those of the pool have changed.
-    torch.set_num_threads(before)
     return list(itertools.chain(*results))
 
 

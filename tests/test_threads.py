@@ -1,0 +1,65 @@
+"""threads_on_one_core_each: a pool beside which torch and OpenCV start no threads of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import cv2
+import pytest
+import torch
+
+from face_gender.threads import threads_on_one_core_each
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(2)
+    cv2.setNumThreads(3)
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
+def in_use(_: object = None) -> tuple[int, int]:
+    return torch.get_num_threads(), cv2.getNumThreads()
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, GeneratorExit])
+def test_torch_and_opencv_have_their_threads_again(error: type[BaseException] | None) -> None:
+    found = []
+    try:
+        with threads_on_one_core_each(2) as pool:
+            found = list(pool.map(in_use, range(8)))
+            if error:
+                raise error
+    except BaseException as raised:
+        assert type(raised) is error
+    assert set(found) == {(1, 1)}
+    assert in_use() == (2, 3)
+    later = []
+    thread = threading.Thread(target=lambda: later.append(in_use()))  # starts from the setting
+    thread.start()
+    thread.join()
+    assert later == [(2, 3)]
+
+
+def test_what_has_not_begun_is_dropped_and_what_runs_is_not_waited_for() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        begun.set()
+        go_on.wait(60)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt), threads_on_one_core_each(1) as pool:
+        futures = [pool.submit(work, number) for number in range(3)]
+        begun.wait(60)
+        raise KeyboardInterrupt
+    assert done == []
+    go_on.set()
+    futures[0].result(60)
+    assert done == [0]
+    assert [future.cancelled() for future in futures] == [False, True, True]
