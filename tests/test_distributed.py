@@ -258,11 +258,25 @@ def test_a_job_without_a_name_is_known_by_its_launch(
     assert run(1) == [0]
 
 
-def trained(index: Path, tmp_path: Path) -> Callable[[int], list[int]]:
+@pytest.mark.parametrize("change", [{"seed": 1}, {"recipe": "compact_cnn"}, {"index": "other.csv"}])
+def test_the_same_job_of_other_settings_begins(
+    change: dict[str, Any], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elastic(monkeypatch)
+    run = trained(index, tmp_path)
+    assert run(1) == [0]
+    if "index" in change:
+        change = {"index": tmp_path / "other.csv", "data": index.parent}
+        Index.create(index.parent, change["index"], seed=9, progress=False)
+    assert run(1, **change) == [0]
+
+
+def trained(index: Path, tmp_path: Path) -> Callable[..., list[int]]:
     recipe = get_recipe("compact_cnn", epochs=3, batch_size=16)
 
-    def run(epochs: int) -> list[int]:
-        reports = training(recipe, index, tmp_path / "w", progress=False)
+    def run(epochs: int, **options: Any) -> list[int]:
+        given = {"recipe": recipe, "index": index, "out": tmp_path / "w", **options}
+        reports = training(**given, progress=False)
         found = []
         for report in reports:
             found.append(report.epoch)

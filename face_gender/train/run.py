@@ -80,7 +80,7 @@ class Run:
         self.folder = RunFolder(out, wanted.name)
         self.world, self.device = join(device)
         self.progress = progress and self.world.is_main
-        found = self._find(resume, recipe)
+        found = self._find(resume, recipe if resume else wanted)
         self.recipe = self.world.broadcast(
             found[0].recipe if found and isinstance(recipe, str) else wanted
         )

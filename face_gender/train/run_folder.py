@@ -136,10 +136,10 @@ class RunFolder:
         """Return what to go on with, None to begin.
 
         With ``resume`` that is last.pth, whose index, seed and recipe must be these; without, the
-        run that the same ``job`` of torchrun did not finish. Raises InputError.
+        run that the same ``job`` of torchrun did not finish, if it has these. Raises InputError.
         """
         if not resume:
-            with suppress(InputError):  # damaged, of another job, or none at all
+            with suppress(InputError):  # damaged, of other settings, or none at all
                 found = self.load() if job else None
                 if found and found[1].job == job:
                     checkpoint, state = found
