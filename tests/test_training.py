@@ -665,6 +665,26 @@ def test_other_errors_of_a_step_are_not_taken_for_memory() -> None:
         stepped(nn.Sequential(nn.Flatten(), nn.Linear(11, 2)), [4])
 
 
+def test_a_run_without_a_loss_scaler_goes_on_with_one() -> None:
+    plain, scaled = (Step(QUICK, nn.Linear(1, 1), precision) for precision in (None, torch.float16))
+    scaled.load_state_dict(plain.state_dict())
+    assert scaled.scaler.get_scale() > 1
+
+
+def test_more_steps_than_were_planned_end_at_the_lowest_rate() -> None:
+    """As where a run goes on in fewer processes."""
+    step = Step(
+        replace(QUICK, epochs=1, schedule="one_cycle"),
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 2)),
+    )
+    step.plan(6)
+    rates = []
+    for _ in range(9):
+        step(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]), 2)
+        rates.append(step.optimizer.param_groups[0]["lr"])
+    assert min(rates) == rates[5] == rates[8]
+
+
 # Leaks
 
 

@@ -73,11 +73,11 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 def make_schedule(
     recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:
+) -> torch.optim.lr_scheduler.OneCycleLR | None:
     """Return what sets the learning rate after each of the ``steps`` of an epoch, or None."""
     if recipe.schedule == "constant":
         return None
-    # One more: a step that is left out or added must not run past the cycle's end.
+    # One more: the rate is also set after the last step.
     # And five at least: of four, the quarter that warms up ends where OneCycleLR divides by zero.
     total = max(5, recipe.epochs * steps + 1)
     return torch.optim.lr_scheduler.OneCycleLR(

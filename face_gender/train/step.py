@@ -48,7 +48,7 @@ class Step:
         device = next(model.parameters()).device
         self.net = parallel(model, device) if world.size > 1 else model
         self.optimizer = make_optimizer(recipe, model)
-        self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.schedule: torch.optim.lr_scheduler.OneCycleLR | None = None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.micro_batches = 1
         self.ema_model: AveragedModel | None = None
@@ -92,7 +92,8 @@ class Step:
             self.say(f"out of memory: each batch is cut into {took} micro-batches from here on")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.schedule:
+        # With fewer processes than it began with, a run may make more steps than were planned.
+        if self.schedule and self.schedule.last_epoch < self.schedule.total_steps - 1:
             self.schedule.step()
         if self.ema_model:
             self.ema_model.update_parameters(self.model)
@@ -129,7 +130,8 @@ class Step:
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         if self.schedule and state["schedule"] is not None:
             self.schedule.load_state_dict(dict(state["schedule"]))
-        self.scaler.load_state_dict(dict(state["scaler"]))
+        if state["scaler"]:  # else of a run that calculated otherwise
+            self.scaler.load_state_dict(dict(state["scaler"]))
         if self.ema_model:
             self.model.load_state_dict(dict(state["trained"]))
             self.ema_model.n_averaged.fill_(state["averaged"] + 1)
