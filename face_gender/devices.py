@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device of that name; "auto" takes cuda, else mps, else cpu.
 
-    Raises InputError for a name that is not known or a device that is not there.
+    Raises InputError for a name that is not known, or a device that is not there or full.
     """
     if name == "auto":
         name = (
@@ -33,6 +33,10 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise InputError(
+                f"device {name!r} has no memory left: end what else runs there, or use 'cpu'."
+            ) from error
         raise InputError(f"device {name!r} is not there on this machine: use 'auto'.") from error
     return device
 
@@ -66,7 +70,7 @@ def forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> 
     return outputs.float()
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Tell whether a device, or the machine, had no memory left for a tensor."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

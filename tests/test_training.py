@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from face_gender import CLASSES
 from face_gender.data.dataset import UnreadablePictureWarning
 from face_gender.data.index import Index
+from face_gender.devices import pick_device
 from face_gender.errors import InputError
 from face_gender.evaluate.metrics import Evaluation, fit_temperature
 from face_gender.evaluate.predict import LeakError, evaluate
@@ -658,6 +659,23 @@ def test_a_picture_that_does_not_fit_into_memory_ends_in_a_sentence() -> None:
         with pytest.raises(InputError, match="memory is too small") as caught:
             stepped(_Small(1 if batchnorm else 0, batchnorm), [4])
         assert f"for {1 + batchnorm} of these pictures" in sentence(caught)
+
+
+def test_no_memory_outside_of_a_step_ends_in_a_sentence(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for name in ("face_gender.train.run.to_device", "face_gender.train.loop.to_input"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="--device cpu") as e:
+            patch.setattr(name, full)
+            run(ONE_EPOCH, index, tmp_path / "w")
+        sentence(e)
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(InputError, match="'cuda' has no memory left") as caught:
+        pick_device("cuda")
+    sentence(caught)
 
 
 def test_other_errors_of_a_step_are_not_taken_for_memory() -> None:

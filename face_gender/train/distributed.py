@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from face_gender.devices import pick_device
+from face_gender.devices import is_out_of_memory, pick_device
 from face_gender.errors import InputError
 from face_gender.files import cpu_count
 
@@ -170,10 +170,15 @@ def _job() -> str:
 
 @contextmanager
 def as_input_error() -> Iterator[None]:
-    """Turn the error of a process whose peer has ended into an InputError."""
+    """Turn two errors into an InputError: no memory left, and a peer that has ended."""
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise InputError(
+                "memory is too small for this training: use a smaller batch_size (--batch-size) "
+                "or another device (--device cpu)."
+            ) from error
         words = ("gloo", "Gloo", "NCCL", "Connection", "peer", "timeout")
         several = os.environ.get("WORLD_SIZE", "1") != "1" and dist.is_torchelastic_launched()
         if not several or not any(word in str(error) for word in words):
