@@ -596,6 +596,18 @@ def test_a_split_of_bad_files_alone_is_one_sentence(own: Index, tmp_path: Path, 
     assert f"no picture of the {'train ' if split == 'train' else ''}split" in sentence(caught)
 
 
+def test_a_split_of_one_readable_picture_is_too_small_for_batchnorm(
+    own: Index, tmp_path: Path
+) -> None:
+    for path in rows_of(own, "train")["path"].iloc[1:]:
+        (own.source.path / path).write_bytes(b"no picture")
+    recipe = get_recipe("resnet18", init="none", size=(32, 32), epochs=1, batch_size=16)
+    with warnings.catch_warnings(), pytest.raises(InputError, match="BatchNorm") as caught:
+        warnings.simplefilter("ignore", UnreadablePictureWarning)
+        run(recipe, own, tmp_path / "w")
+    sentence(caught)
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "abacus", ""])
 def test_a_device_that_is_not_there_is_one_sentence(
     index: Index, tmp_path: Path, device: str

@@ -114,7 +114,13 @@ def train_epoch(run: Run) -> tuple[float, float]:
                     loss = total_loss.item() * world.size / count
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(sum(counts) + len(batch.failures))
-    loader.leave_out(sorted(each for part in world.all_gather(failures) for each in part))
+    failures = sorted(each for part in world.all_gather(failures) for each in part)
+    loader.leave_out(failures)
+    if count == 0 and len(failures) < pictures:
+        raise InputError(
+            f"{run.recipe.arch} has BatchNorm, which learns from two pictures or more, and no "
+            "batch gave each process so many to read: add pictures to the train split."
+        )
     if count == 0:
         raise InputError("no picture of the train split could be read: make the index again.")
     mean_loss = world.all_reduce(total_loss).item() / count
