@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     add("--seed", type=int, default=0, metavar="N", help="default: 0")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--workers", type=_count, metavar="N", help="processes that read (default: chosen)")
-    add("--float32", action="store_true", help="never calculate in 16 bits")
+    add("--float32", action="store_true", help="never calculate in 16 bits (again with --resume)")
     add("--quiet", action="store_true", help="say nothing but errors and files left out")
     options = parser.parse_args(arguments)
     if options.resume and options.init:

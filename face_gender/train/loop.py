@@ -46,8 +46,8 @@ def train(
     the temperature that fits its predictions on the validation split. The files of an earlier run
     of the recipe are moved into ``out/<recipe>/earlier_{n}/`` first; an ``out/best.pth`` that is
     no copy of one of them is kept as ``out/best_earlier_{n}.pth``. The caller may stop at any
-    report. ``mixed``: calculate in 16 bits where the hardware does. The same seed on the same
-    machine gives the same numbers on a CPU.
+    report. ``mixed``: calculate in 16 bits where the hardware does; no run remembers it. The same
+    seed on the same machine gives the same numbers on a CPU.
 
     ``resume``: go on behind the last complete epoch of an earlier run with the same settings and
     index, as if it had not been interrupted: on a CPU to the same weights, bit for bit. A recipe's
