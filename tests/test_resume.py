@@ -532,8 +532,15 @@ def test_a_second_training_in_the_folder_ends_the_first(index: Index, tmp_path: 
     assert (tmp_path / "w" / QUICK.name / "earlier_1" / "epoch_0.pth").exists()
 
 
-def test_a_history_removed_by_hand_costs_no_training(index: Index, tmp_path: Path) -> None:
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_history_removed_or_saved_by_hand_costs_no_training(
+    removed: bool, index: Index, tmp_path: Path
+) -> None:
     reports = training(replace(QUICK, epochs=3), index, tmp_path / "w", progress=False)
     next(reports)
-    (tmp_path / "w" / QUICK.name / "history.csv").unlink()
+    history = tmp_path / "w" / QUICK.name / "history.csv"
+    if removed:
+        history.unlink()
+    else:  # as a spreadsheet does
+        history.write_bytes(history.read_bytes().replace(b"\n", b"\r\n"))
     assert len(list(reports)) == 2

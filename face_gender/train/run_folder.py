@@ -104,15 +104,16 @@ class RunFolder:
         self._history = self.path / "history.csv"
         self._written: bytes | None = None  # history.csv, once this object has written it
 
-    def _check_own(self, epochs: int) -> None:
+    def _check_own(self) -> None:
         """Raise InputError where another training has begun in the folder since the last epoch."""
         if self._written is None:
             return
-        if self._history.exists():
-            is_own = self._history.read_bytes() == self._written
-        else:  # removed by hand, or moved aside with the epochs
-            is_own = self.checkpoint(epochs - 2).exists()
-        if not is_own:
+        if self._history.exists() and self._history.read_bytes() == self._written:
+            return
+        # A person may have saved it from a spreadsheet, or removed it; nobody edits last.pth.
+        found = self.load()
+        rows = found[1].history if found else []
+        if not rows or _csv(rows) != self._written:
             raise InputError(
                 f"another training writes into {self.path}, and has moved this one's epochs to "
                 "earlier_1 or the like there: give each an --output of its own."
@@ -142,6 +143,7 @@ class RunFolder:
             with suppress(InputError):  # damaged, of other settings, or none at all
                 found = self.load() if job else None
                 if found and found[1].job == job:
+                    self._check_resumable(*found, index, seed, recipe)
                     checkpoint, state = found
                     complete = ends(checkpoint.recipe, state.epochs, state.waited)
                     return None if complete else found
@@ -198,7 +200,7 @@ class RunFolder:
 
     def write(self, checkpoint: Checkpoint, state: TrainingState, is_best: bool) -> None:
         """Write what an epoch leaves, last.pth at the end. Raises InputError."""
-        self._check_own(state.epochs)
+        self._check_own()
         path = self.checkpoint(state.epochs - 1)
         checkpoint.save(path)
         if is_best:
