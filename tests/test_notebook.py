@@ -52,6 +52,20 @@ def test_parameters_stand_in_the_first_code_cell(cells: list[dict]) -> None:
     assert 'RECIPE = "' in first
 
 
+def test_no_later_cell_needs_what_is_passed_over_after_a_disconnect(cells: list[dict]) -> None:
+    def names(some: list[dict], context: type[ast.expr_context]) -> set[str]:
+        code = ("".join(cell["source"]) for cell in some if cell["cell_type"] == "code")
+        nodes = (node for text in code for node in ast.walk(ast.parse(text)))
+        return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+    start, end = (
+        next(i for i, cell in enumerate(cells) if cell["source"][0].startswith(f"## {heading}"))
+        for heading in ("From nothing", "After a disconnect")
+    )
+    known = names(cells[:start], ast.Store) | names(cells[end:], ast.Store)
+    assert not (names(cells[start:end], ast.Store) - known) & names(cells[end:], ast.Load)
+
+
 def test_every_figure_of_the_package_is_shown_or_written(cells: list[dict]) -> None:
     tool = (ROOT / "tools" / "readme_picture.py").read_text(encoding="utf-8")
     command = (ROOT / "face_gender" / "evaluate" / "__main__.py").read_text(encoding="utf-8")

@@ -168,7 +168,8 @@ def check_matches(table: pd.DataFrame, source: Source, sample: int = 64) -> None
         example = f"{changed[0]} has other bytes" if changed else f"{names[0]} is not there"
         raise InputError(
             f"the index was made of other pictures than those of {source.path} ({example}): "
-            "make one for this data with data_split.py."
+            "make one for this data with data_split.py; in the notebook, set another WORK, or "
+            "remove its index.csv."
         )
 
 
