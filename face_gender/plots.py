@@ -100,22 +100,24 @@ def batch_grid(
 
 
 def curves(reports: Sequence[EpochReport]) -> Figure:
-    """Show loss and accuracy by epoch, the best epoch marked."""
+    """Show loss and accuracy by epoch, the best epoch marked if it is one of these."""
     epochs = [report.epoch for report in reports]
-    best = [report for report in reports if report.is_best][-1]
+    best = next((report for report in reversed(reports) if report.is_best), None)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     left.plot(epochs, [report.train_loss for report in reports], "o-", label="train")
     left.plot(epochs, [report.val_loss for report in reports], "s--", label="validation")
     left.set(xlabel="epoch", ylabel="loss per picture", title="Loss")
     right.plot(epochs, [r.val_accuracy for r in reports], ".-", color="black", label="accuracy")
-    for name in best.val_recall:
+    for name in reports[0].val_recall:
         values = [report.val_recall[name] for report in reports]
         style = {"color": COLOURS.get(name), "marker": _SIGNS.get(name)}
         right.plot(epochs, values, ":", label=f"recall {name}", **style)
     right.set(xlabel="epoch", ylabel="fraction correct", ylim=(None, 1.02))
-    right.set_title(f"Validation: best {best.val_accuracy:.3f} in epoch {best.epoch}")
+    found = f": best {best.val_accuracy:.3f} in epoch {best.epoch}" if best else ""
+    right.set_title(f"Validation{found}")
     for axes in (left, right):
-        axes.axvline(best.epoch, color="grey", linewidth=0.8, linestyle="--")
+        if best:
+            axes.axvline(best.epoch, color="grey", linewidth=0.8, linestyle="--")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     return _finish(figure)

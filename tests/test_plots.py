@@ -80,13 +80,22 @@ def test_confusion_matrix_writes_counts_and_fractions() -> None:
     assert texts == ["3\n75.0%", "1\n25.0%", "0\n0.0%", "0\n0.0%"]
 
 
+def reports_of(epochs: range) -> list[EpochReport]:
+    return [
+        EpochReport(i, 0.5, 0.4, 0.7, {"male": 0.6, "female": 0.8}, 1.0, 9.0, i == 0, Path("x"))
+        for i in epochs
+    ]
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_curves_mark_the_best_epoch(epochs: int) -> None:
-    reports = [
-        EpochReport(i, 0.5, 0.4, 0.7, {"male": 0.6, "female": 0.8}, 1.0, 9.0, i == 0, Path("x"))
-        for i in range(epochs)
-    ]
-    assert "epoch 0" in plots.curves(reports).axes[1].get_title()
+    assert "epoch 0" in plots.curves(reports_of(range(epochs))).axes[1].get_title()
+
+
+def test_curves_of_a_resumed_training_may_lack_the_best_epoch() -> None:
+    figure = plots.curves(reports_of(range(1, 3)))
+    assert figure.axes[1].get_title() == "Validation"
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2]
 
 
 def test_answers_that_differ_from_the_label_are_red(faces: Path) -> None:
