@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,12 +27,13 @@ from face_gender.audit.__main__ import main
 from face_gender.audit.findings import COLUMNS
 from face_gender.audit.run import AuditReport, audit
 from face_gender.data.index import Index, list_pictures
+from face_gender.data.landmarks import COORDINATES
 from face_gender.data.sources import open_source
 from face_gender.data.tables import read_index, write_index
 from face_gender.errors import InputError
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint, hash64
-from face_gender.model.recipes import get_recipe
+from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train.loop import train
 
 Capture = pytest.CaptureFixture[str]
@@ -243,6 +246,52 @@ def test_a_recipe_trained_in_folds_finds_the_wrong_label(
     monkeypatch.setattr(embeddings, "train_fold", never)
     again = look(data, tmp_path / "audit", weights, **options)
     assert np.array_equal(again.probabilities, report.probabilities)
+
+
+def test_folds_that_groups_change_are_trained_again(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds: list[list[bool]] = []
+
+    def trained(recipe: Recipe, table: pd.DataFrame, source: object, held_out: np.ndarray,
+                *_: object, **__: object) -> np.ndarray:  # fmt: skip
+        folds.append(held_out.tolist())
+        return np.full((len(table), 2), 0.5, np.float32)
+
+    monkeypatch.setattr(embeddings, "train_fold", trained)
+    data = make_portraits(tmp_path / "data", 10, 10)
+    index = index_of(data, tmp_path / "index.csv")
+    options = {"data": data, "recipe": get_recipe("compact_cnn"), "folds": 2}
+    for _ in range(2):
+        look(index, tmp_path / "audit", weights, **options)
+    assert len(folds) == 2
+    table = read_index(index)
+    write_index(table.assign(group=[f"g{i // 4}" for i in range(len(table))]), index)
+    look(index, tmp_path / "audit", weights, **options)
+    assert len(folds) == 4 and folds[2:] != folds[:2]
+
+
+def test_faces_that_were_moved_are_embedded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessing = replace(get_recipe("compact_cnn").preprocessing, align="landmarks")
+    recipe = get_recipe("compact_cnn", preprocessing=preprocessing)
+    weights = build_model("compact_cnn").state_dict()
+    Checkpoint(recipe, CLASSES, preprocessing, weights).save(tmp_path / "net.pth")
+    data = make_portraits(tmp_path / "data", 3, 3)
+    index = index_of(data, tmp_path / "index.csv")
+    table = read_index(index).assign(faces="1", **dict.fromkeys(COORDINATES, "0.4"))
+    embed, calls = embeddings.embed_all, []
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return embed(*given)
+
+    monkeypatch.setattr(embeddings, "embed_all", counted)
+    for moved in (table, table, table.assign(left_eye_x="0.3")):
+        write_index(moved, index)
+        look(index, tmp_path / "audit", tmp_path / "net.pth", data=data)
+    assert len(calls) == 2
 
 
 def test_faces_that_an_index_counts_are_findings(tmp_path: Path, weights: Path) -> None:

@@ -15,7 +15,8 @@ from face_gender.audit.findings import Judged
 from face_gender.audit.inputs import AuditInput
 from face_gender.audit.stages import Arrays, Stages, key_of
 from face_gender.console import progress_bar
-from face_gender.data.landmarks import COLUMNS, COORDINATES, find_landmarks
+from face_gender.data.landmarks import COLUMNS, COORDINATES, coordinates_of, find_landmarks
+from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import Source
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.recipes import Recipe
@@ -122,7 +123,8 @@ class Judge:
         self, number: int, checkpoint: Checkpoint, hashes: Sequence[str]
     ) -> dict[str, npt.NDArray[np.float16]]:
         weights = embeddings.hash_weights(checkpoint)
-        key = key_of(hashes, checkpoint.recipe.arch, checkpoint.preprocessing, weights)
+        faces = self._coordinates(checkpoint.preprocessing)
+        key = key_of(hashes, checkpoint.recipe.arch, checkpoint.preprocessing, weights, faces)
 
         def make() -> Arrays:
             with self._bar("embeddings", len(hashes)) as bar:
@@ -141,9 +143,11 @@ class Judge:
         hashes, good = measured["sha256"], np.flatnonzero(measured["reason"] == "")
         table = self.given.table.iloc[good].assign(sha256=hashes[good].astype(object))
         probabilities = np.full((len(truth), len(CLASSES)), np.nan, dtype=np.float32)
+        faces = self._coordinates(recipe.preprocessing)
+        known = hashes.tolist(), truth.tolist(), recipe, folds.tolist(), self.seed, faces
         for fold in np.unique(folds[good]).tolist():
             held_out = folds[good] == fold
-            key = key_of(hashes.tolist(), truth.tolist(), recipe, fold, self.folds, self.seed)
+            key = key_of(*known, fold)
 
             def make(held_out: npt.NDArray[np.bool_] = held_out, fold: int = fold) -> Arrays:
                 folder = self.stages.folder / f"training_{fold}"
@@ -157,6 +161,13 @@ class Judge:
             found = self.stages.get(f"fold_{fold}", key, make)["probabilities"]
             probabilities[good[held_out]] = found[held_out]
         return probabilities
+
+    def _coordinates(self, preprocessing: Preprocessing) -> list[list[float]]:
+        """Return where the faces are that a net is shown, nothing where it is shown no faces."""
+        if not preprocessing.aligns or not all(name in self.given.table for name in COLUMNS):
+            return []
+        found: list[list[float]] = coordinates_of(self.given.table).tolist()
+        return found
 
     @contextmanager
     def _bar(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
