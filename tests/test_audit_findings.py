@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from PIL import Image, ImageFilter
 from sentences import sentence
 
 from face_gender import CLASSES
+from face_gender.audit import embeddings
 from face_gender.audit.duplicates import SIDE, Pairs, group_copies
 from face_gender.audit.embeddings import (
     embed_all,
@@ -585,6 +588,24 @@ def test_a_recipe_trained_without_a_fold_answers_for_that_fold_alone(
     assert (answers[held_out].argmax(axis=1) == table["label"][held_out]).all()
     assert not (tmp_path / "fold").exists()
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_recipe_trained_without_a_fold_shows_it_or_not(
+    progress: bool, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+
+    def noted(real: Callable[..., Any], *values: object, **options: object) -> Any:
+        shown.append(options["progress"])
+        return real(*values, **{**options, "progress": False})
+
+    for real in (embeddings.train, embeddings.evaluate):
+        monkeypatch.setattr(embeddings, real.__name__, partial(noted, real))
+    table, held_out = list_pictures(faces)[0], np.arange(40) % 4 == 0
+    recipe, source = get_recipe("compact_cnn", epochs=1), FolderSource(faces)
+    train_fold(recipe, table, source, held_out, tmp_path / "fold", 0, 0, progress)
+    assert shown == [progress, progress]
 
 
 def test_an_interrupted_training_leaves_no_files(

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from face_gender.classify.__main__ import main
 from face_gender.classify.classifier import load_classifier
 from face_gender.classify.crops import write_crops
 from face_gender.classify.results import Prediction
+from face_gender.console import progress_bar
 from face_gender.data import images
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.index import Index
@@ -26,6 +28,7 @@ from face_gender.data.landmarks import COLUMNS, COORDINATES
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.errors import InputError
+from face_gender.evaluate.predict import evaluate
 from face_gender.faces import detector
 from face_gender.model.checkpoint import load_checkpoint
 
@@ -87,6 +90,23 @@ def test_an_index_keeps_the_landmarks_that_training_reads(
     monkeypatch.setattr(detector.Detector, "detect", None)
     transform = load_checkpoint(weights).preprocessing.eval_transform()
     assert len(FaceDataset(index, None, transform)[0][0]) == 3
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_an_evaluation_that_finds_faces_shows_it_or_not(
+    progress: bool, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def noted(*_: object, **options: bool) -> Any:
+        shown.append(options["shown"])
+        return progress_bar(0, "", shown=False)
+
+    monkeypatch.setattr("face_gender.data.landmarks.progress_bar", noted)
+    data = data_set(tmp_path / "data")
+    index = Index.create(data, tmp_path / "index.csv", progress=False, landmarks=False)
+    evaluate(weights, index, None, progress=progress)
+    assert shown == [progress]
 
 
 def test_use_makes_the_tensors_of_training(tmp_path: Path, weights: Path) -> None:

@@ -135,6 +135,7 @@ def train_fold(
     folder: Path,
     seed: int,
     jobs: int | None,
+    progress: bool = True,
 ) -> npt.NDArray[np.float32]:
     """Train a recipe on what is not ``held_out`` (n,); return probabilities (n, 2) for the rest.
 
@@ -149,9 +150,10 @@ def train_fold(
     split[np.random.default_rng(abs(seed)).permutation(others)[: max(2, len(others) // 20)]] = "val"
     index = Index(table.assign(split=split), source)
     try:
-        for _ in train(recipe, index, folder, seed=seed, workers=jobs):
+        for _ in train(recipe, index, folder, seed=seed, workers=jobs, progress=progress):
             pass
-        result = evaluate(folder / recipe.name / "best.pth", index, workers=jobs)
+        best = folder / recipe.name / "best.pth"
+        result = evaluate(best, index, workers=jobs, progress=progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     position = {path: i for i, path in enumerate(table["path"])}

@@ -152,11 +152,10 @@ class Judge:
             def make(held_out: npt.NDArray[np.bool_] = held_out, fold: int = fold) -> Arrays:
                 folder = self.stages.folder / f"training_{fold}"
                 source = self.given.source
-                return {
-                    "probabilities": embeddings.train_fold(
-                        recipe, table, source, held_out, folder, self.seed, self.jobs
-                    )
-                }
+                made = embeddings.train_fold(
+                    recipe, table, source, held_out, folder, self.seed, self.jobs, self.progress
+                )
+                return {"probabilities": made}
 
             found = self.stages.get(f"fold_{fold}", key, make)["probabilities"]
             probabilities[good[held_out]] = found[held_out]

@@ -48,7 +48,8 @@ class FaceDataset(Dataset[tuple[Any, int]]):
 
     ``index``: an Index or the CSV's path, whose pictures lie in ``data`` where that is given;
     ``split``: "train", "val", "test", or None for all rows; ``transform``: from a PIL RGB image
-    to what the model takes. ``paths`` (n,) str and ``labels`` (n,) int64 are numpy arrays: Python
+    to what the model takes; ``progress``: show how faces are found where the index has none.
+    ``paths`` (n,) str and ``labels`` (n,) int64 are numpy arrays: Python
     lists would be copied, object by object, into every forked worker.
     ``dataset[i]`` is ``(image, label)`` and raises UnreadableImage for a bad file.
     """
@@ -60,6 +61,7 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         transform: Callable[[Image.Image], Any] | None = None,
         *,
         data: str | os.PathLike[str] | None = None,
+        progress: bool = True,
     ) -> None:
         rows = Index.open(index, data).split(split)
         self.paths = rows.table["path"].to_numpy(dtype=np.str_)
@@ -68,7 +70,7 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.coordinates = None
         if isinstance(transform, FaceTransform) and transform.preprocessing.aligns:
-            self.coordinates = coordinates_of(rows.with_landmarks().table)
+            self.coordinates = coordinates_of(rows.with_landmarks(progress).table)
 
     def __len__(self) -> int:
         return len(self.paths)

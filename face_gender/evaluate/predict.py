@@ -81,9 +81,10 @@ def evaluate_changed(
     position = {i: _position(checkpoint.classes, each, name) for i, each in enumerate(CLASSES)}
     rows = replace(rows, table=rows.table.assign(label=rows.table["label"].map(position)))
     chosen = pick_device(device)
+    dataset = FaceDataset(rows, None, transform, progress=progress)
     results = predict(
         to_device(model, chosen),
-        make_loader(FaceDataset(rows, None, transform), batch_size, workers=workers, device=chosen),
+        make_loader(dataset, batch_size, workers=workers, device=chosen),
         checkpoint.classes,
         temperature=checkpoint.temperature,
         mirror_within=checkpoint.recipe.mirror_within,
