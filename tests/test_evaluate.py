@@ -192,6 +192,16 @@ def test_values_of_a_column_stay_with_their_pictures(made: Path) -> None:
     assert numbers == sorted(numbers) == list(range(1, len(table), 2))
 
 
+def test_a_picture_of_several_rows_counts_in_the_slice_of_each(made: Path) -> None:
+    index = Index.open(made / "data" / "index.csv")
+    table = index.table.iloc[[0, 1, 0]].assign(source=["scan", "web", "book"])
+    result = evaluation_of(random_net(), replace(index, table=table), None, progress=False)
+    parts = by_value(result, table, "source")
+    assert {value: part.paths.tolist() for value, part in parts.items()} == {
+        value: [path] for value, path in zip(table["source"], table["path"], strict=True)
+    }
+
+
 def test_an_archive_beside_the_index_is_found(place: Path) -> None:
     make_zip(place / "data", place / "faces.zip")
     shutil.move(place / "data" / "index.csv", place / "index.csv")
@@ -419,6 +429,17 @@ def test_options_that_name_nothing_are_one_sentence(
     options: list[str], named: str, place: Path, capsys: Capture
 ) -> None:
     assert named in refused(place, capsys, *options)
+
+
+def test_too_many_values_are_refused_before_any_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("face_gender.evaluate.predict.evaluate", None)
+    table = pd.concat([read_index(place / "data" / "index.csv")] * 21, ignore_index=True)
+    table["many"] = [f"value {i}" for i in range(len(table))]
+    write_index(table, place / "data" / "index.csv")
+    message = refused(place, capsys, "--split", "all", "--by", "source", "many")
+    assert f"'many' has {len(table):,} different values" in message
 
 
 @pytest.mark.parametrize("options", [["--split", "x"], ["--batch-size", "0"], ["--by", ""]])

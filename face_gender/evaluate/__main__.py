@@ -139,8 +139,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
-    """Return the columns to slice by. Raises InputError for one that is not there."""
-    from face_gender.evaluate.report import columns_to_slice
+    """Return the columns to slice by. Raises InputError for one missing or of too many values."""
+    from face_gender.evaluate.report import check_few_values, columns_to_slice
 
     if options.by is None:
         return columns_to_slice(rows)
@@ -149,6 +149,7 @@ def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
             raise InputError(
                 f"{options.index} has no column {name!r} for --by: it has {', '.join(rows)}."
             )
+        check_few_values(rows, name)
     return list(dict.fromkeys(options.by))
 
 

@@ -190,21 +190,26 @@ def columns_to_slice(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def by_value(result: Evaluation, rows: pd.DataFrame, column: str) -> dict[str, Evaluation]:
-    """Return the predictions by the value of a column of the index, "(none)" for an empty one.
-
-    Values are in the order of the numbers in them, if any. Raises InputError for a column of more
-    than 1,000 values.
-    """
+def check_few_values(rows: pd.DataFrame, column: str) -> None:
+    """Raise InputError for a column of more than 1,000 values."""
     if (count := rows[column].nunique()) > _MOST_SLICES:
         raise InputError(
             f"column {column!r} has {count:,} different values: name one of at most "
             f"{_MOST_SLICES:,} with --by."
         )
-    value_of = dict(zip(rows["path"], rows[column], strict=True))
-    if column == "label":
-        value_of = {path: CLASSES[label] for path, label in value_of.items()}
-    values = np.array([value_of[path] or "(none)" for path in result.paths.tolist()], dtype=object)
+
+
+def by_value(result: Evaluation, rows: pd.DataFrame, column: str) -> dict[str, Evaluation]:
+    """Return the predictions by the value of a column of the index, "(none)" for an empty one.
+
+    Values are in the order of the numbers in them, if any.
+    """
+    cells: dict[str, list[str]] = {}  # of a path that stands in several rows, in their order
+    for path, cell in zip(rows["path"], rows[column], strict=True):
+        value = CLASSES[cell] if column == "label" else cell or "(none)"
+        cells.setdefault(path, []).append(value)
+    left = {path: iter(values) for path, values in cells.items()}
+    values = np.array([next(left[path]) for path in result.paths.tolist()], dtype=object)
     return {value: result.subset(values == value) for value in sorted(set(values), key=_natural)}
 
 
