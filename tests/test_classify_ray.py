@@ -94,6 +94,17 @@ def test_usage(wrong: list[str]) -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [("in", "in/out"), ("in/", "in"), ("out/all.parquet", "out")],
+)
+def test_input_and_output_do_not_lie_in_one_another(given: str, output: str, capsys) -> None:
+    assert example.main([given, output]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{given} and {output} lie in one another: name another OUTPUT.")
+    example.check_apart("in", "in_2")
+
+
 def test_what_no_file_system_knows_is_a_sentence(capsys) -> None:
     with pytest.raises(InputError, match="nothing://a/b cannot be opened"):
         example.located("nothing://a/b")

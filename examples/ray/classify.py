@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import ray.data
 
 NAME = "examples.ray.classify"
-BLOCK = 1000  # pictures that a worker takes at a time, and of one output file
+BLOCK = 1000  # pictures of a task, all of which a lost worker costs, and of one output file
+BATCH = 256  # of these, pictures that the net's worker holds at a time
 
 
 class FaceClassifier:
@@ -105,6 +106,14 @@ def located(text: str) -> tuple[FileSystem, str]:
         raise InputError(f"{text} cannot be opened ({first_line(error)}): check it.") from error
 
 
+def check_apart(first: str, second: str) -> None:
+    """Raise InputError where one lies in the other: a run would read what another has written."""
+    (one, path), (two, other) = located(first), located(second)
+    a, b = (f"{each.rstrip('/')}/" for each in (path, other))
+    if one == two and (a.startswith(b) or b.startswith(a)):
+        raise InputError(f"{first} and {second} lie in one another: name another OUTPUT.")
+
+
 def files_in(text: str, ending: str = "") -> tuple[FileSystem, list[str]]:
     """Return the visible files in a folder that is named so, and those in its subfolders."""
     filesystem, path = located(text)
@@ -154,6 +163,7 @@ def paths_done(output: str) -> pa.Array:
 
 def run(options: argparse.Namespace) -> None:
     """Classify what is not in OUTPUT yet. Raises InputError for all that goes wrong."""
+    check_apart(options.input, options.output)
     if options.weights:
         options.weights = find_weights(options.weights).absolute()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
@@ -195,7 +205,7 @@ def classify_missing(options: argparse.Namespace) -> None:
         fn_constructor_args=(options.weights, filesystem, options.threshold),
         fn_constructor_kwargs={"device": "cuda" if options.gpus else "cpu"},
         batch_format="pyarrow",
-        batch_size=256,
+        batch_size=BATCH,
         # From one worker on: one that waits for a machine that is gone must not hold up the rest.
         concurrency=(1, options.workers),
         num_gpus=options.gpus,
