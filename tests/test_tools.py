@@ -17,7 +17,9 @@ from conftest import ROOT, SAMPLES
 from PIL import Image
 
 from face_gender.data.index import Index
-from face_gender.data.tables import read_index
+from face_gender.data.landmarks import coordinates_of
+from face_gender.data.tables import read_index, write_index
+from face_gender.errors import InputError
 from face_gender.model.checkpoint import load_checkpoint
 from tools import compare, descriptor, pretrain, sources, teachers
 
@@ -93,6 +95,24 @@ def test_training_goes_on_where_it_was_and_gives_a_checkpoint(data: Path, tmp_pa
     assert found.preprocessing.align == "landmarks"
     assert found.metrics["val_accuracy"] > 0.9
     assert torch.load(f"{out}.partial", weights_only=True)["step"] == 2
+
+
+def test_training_of_other_options_or_pictures_does_not_go_on(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(sources, data) == 0
+    shipped = ROOT / "model_weights" / "shipped.pth"
+    options = ("--init", shipped, "--batch-size", 4, "--steps", 1)
+    index, out = data / "index.csv", tmp_path / "new.pth"
+    assert run(pretrain, index, out, *options) == 0
+    written = out.read_bytes()
+    capsys.readouterr()
+    assert run(pretrain, index, out, *options, "--learning-rate", 1e-5) == 1
+    write_index(read_index(index).assign(age="30"), index)
+    assert run(pretrain, index, out, *options) == 1
+    for line in capsys.readouterr().err.splitlines():
+        assert line.startswith(f"pretrain: {out}.partial was begun with other options")
+    assert out.read_bytes() == written
 
 
 def test_without_its_parts_training_sees_the_aligned_faces(data: Path) -> None:
@@ -178,6 +198,31 @@ def test_the_descriptor_net_is_read_from_a_package_of_8_bits(tmp_path: Path) -> 
     found = net(torch.zeros(2, 3, descriptor.SIDE, descriptor.SIDE))
     assert found.shape == (2, descriptor.LENGTH)
     assert found.unique().tolist() == [1488]
+
+
+def test_teachers_go_on_with_the_faces_that_they_were_asked_about_alone(
+    data: Path, tmp_path: Path
+) -> None:
+    class Noted:
+        asked = 0
+
+        def ask(self, pictures: list[np.ndarray], *_: object) -> np.ndarray:
+            self.asked += len(pictures)
+            return np.ones((len(pictures), teachers.NUMBERS + 2), np.float32)
+
+    assert run(sources, data) == 0
+    index = Index.open(data / "index.csv").with_landmarks(progress=False)
+    rows = index.table[np.isfinite(coordinates_of(index.table)).all(1)]
+    faces = pretrain.Faces(Index(pd.concat([rows] * 10)[:110], index.source), 0)
+    beside = tmp_path / "said.npz.partial"
+    first, second = Noted(), Noted()
+    known = teachers.answers(faces, first, beside, batch=1)  # type: ignore[arg-type]
+    assert first.asked == 110 and beside.exists()
+    assert np.array_equal(teachers.answers(faces, second, beside, batch=1), known)  # type: ignore[arg-type]
+    assert second.asked == 10
+    others = pretrain.Faces(Index(pd.concat([rows[::-1]] * 10)[:110], index.source), 0)
+    with pytest.raises(InputError, match="another index"):
+        teachers.answers(others, second, beside, batch=1)  # type: ignore[arg-type]
 
 
 def test_a_teacher_that_is_not_there_is_one_sentence(

@@ -5,10 +5,11 @@ INDEX is what `tools.sources` writes: besides the columns of an index, ``source`
 ``--teachers``: what `tools.teachers` wrote; its probabilities stand for those of the index, and
 the net also learns to tell the teachers' numbers by a layer of its own, which is not kept.
 Landmarks are found where the index has none. Training is done by steps; every 200 of them are kept
-in OUT.partial, from which the same command goes on. OUT has the averaged weights, in float16, with
-the temperature of the validation split; the output of female is raised until its recall there, the
-mean of sources, is no lower than that of male. ``--without`` leaves out what the teachers say, that
-rare rows are drawn more often, hidden backgrounds, photometric changes, whole frames, or jitter.
+in OUT.partial, from which the same command goes on, also with more ``--steps``. OUT has the
+averaged weights, in float16, with the temperature of the validation split; the output of female is
+raised until its recall there, the mean of sources, is no lower than that of male. ``--without``
+leaves out what the teachers say, that rare rows are drawn more often, hidden backgrounds,
+photometric changes, whole frames, or jitter.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ from face_gender.console import progress_bar, run_command
 from face_gender.data.images import load_image
 from face_gender.data.index import Index
 from face_gender.data.landmarks import coordinates_of
+from face_gender.errors import InputError
 from face_gender.evaluate.metrics import fit_temperature
 from face_gender.faces.alignment import similarity, template
-from face_gender.files import write_atomically
+from face_gender.files import sha256_of, write_atomically
 from face_gender.model.architectures import build_model, with_mirror
 from face_gender.model.checkpoint import Checkpoint, hash64, start_from
 from face_gender.model.recipes import get_recipe
@@ -334,8 +336,14 @@ def train(faces: Faces, options: argparse.Namespace, model: Student, numbers: Nu
     ])  # fmt: skip
     state: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer}
     beside, step = options.out.with_name(f"{options.out.name}.partial"), 0
+    begun = {name: str(each) for name, each in vars(options).items()}
+    begun |= {"index": sha256_of(options.index), "out": "", "steps": ""}  # which may be more
     if beside.exists():
         kept = torch.load(beside, weights_only=True)
+        if kept.pop("begun", None) != begun:
+            raise InputError(
+                f"{beside} was begun with other options or another index: give those, or remove it."
+            )
         step = kept.pop("step")
         for name, each in kept.items():
             state[name].load_state_dict(each)
@@ -377,7 +385,8 @@ def train(faces: Faces, options: argparse.Namespace, model: Student, numbers: Nu
             bar.update()
             if step % 200 == 0 or step == options.steps:
                 content: dict[str, Any] = {name: each.state_dict() for name, each in state.items()}
-                write_atomically(beside, partial(torch.save, {**content, "step": step}))
+                content |= {"step": step, "begun": begun}
+                write_atomically(beside, partial(torch.save, content))
     student = average.module
     assert isinstance(student, Student)
     return student.net

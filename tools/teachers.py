@@ -109,10 +109,17 @@ def as_planes(pictures: Iterable[Array]) -> Array:
 
 
 def answers(faces: Faces, teachers: Teachers, beside: Path, batch: int = 16) -> Array:
-    """Return what `Teachers.ask` says of each row, (n, 1154), NaN where there is no face."""
+    """Return what `Teachers.ask` says of each row, (n, 1154), NaN where there is no face.
+
+    Raises InputError where what is kept ``beside`` is of other faces.
+    """
     known, start = np.full((len(faces.table), NUMBERS + 2), np.nan, np.float32), 0
+    asked = {"paths": faces.paths, "points": faces.points}
     if beside.exists():
         with np.load(beside) as kept:
+            for name, values in asked.items():
+                if name not in kept or kept[name].tobytes() != values.tobytes():
+                    raise InputError(f"{beside} is of another index: give that, or remove it.")
             known, start = kept["known"], int(kept["start"])
     rows = np.flatnonzero(np.isfinite(faces.points).all((1, 2)))
     with progress_bar(len(rows), "teachers", initial=start) as bar:
@@ -124,7 +131,8 @@ def answers(faces: Faces, teachers: Teachers, beside: Path, batch: int = 16) -> 
             known[some] = teachers.ask(pictures, boxes, faces.points[some] * sizes[:, None])
             bar.update(len(some))
             if i // batch % 100 == 99:
-                write_atomically(beside, partial(np.savez, known=known, start=i + batch))
+                content = {"known": known, "start": i + batch, **asked}
+                write_atomically(beside, partial(np.savez, **content))
     return known
 
 
