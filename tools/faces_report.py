@@ -16,9 +16,7 @@ not of the clock; ``sheet`` writes 100 aligned faces of each archive, to be look
 from __future__ import annotations
 
 import argparse
-import io
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +26,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from face_gender.data.images import load_image
+from face_gender.data.sources import find_images
 from face_gender.faces.alignment import MARGIN, align, template
 from face_gender.faces.detector import Detector, Face, load_detector
 from face_gender.model.checkpoint import load_checkpoint
@@ -45,13 +45,13 @@ def pictures(archive: Path, count: int, seed: int) -> list[Picture]:
     """Return (label, pixels) of as many pictures of either label, drawn by the seed."""
     rng = np.random.default_rng(seed)
     found: list[Picture] = []
-    with zipfile.ZipFile(archive) as file:
-        for label in ("female", "male"):
-            names = sorted(n for n in file.namelist() if f"/{label}/" in n and n.endswith(".jpg"))
-            for i in rng.permutation(len(names))[: count // 2]:
-                image = Image.open(io.BytesIO(file.read(names[i]))).convert("RGB")
-                shape = TRUE_SHAPES.get(archive.stem, image.size)
-                found.append((label, np.array(image.resize(shape, Image.Resampling.BICUBIC))))
+    source, every = find_images(archive, recursive=True)
+    for label in ("female", "male"):
+        names = [name for name in every if f"/{label}/" in name and name.endswith(".jpg")]
+        for i in rng.permutation(len(names))[: count // 2]:
+            image = load_image(names[i], source)
+            shape = TRUE_SHAPES.get(archive.stem, image.size)
+            found.append((label, np.array(image.resize(shape, Image.Resampling.BICUBIC))))
     return found
 
 
