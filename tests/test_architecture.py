@@ -16,7 +16,7 @@ PACKAGE = ROOT / "face_gender"
 LAYERS = (
     {"__init__", "errors"},
     {"files"},
-    {"console", "devices"},
+    {"console", "devices", "threads"},
     {"faces"},
     {"data"},
     {"model"},
