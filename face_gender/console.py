@@ -62,9 +62,15 @@ def device(text: str) -> str:
 
 def class_names(text: str) -> tuple[str, ...]:
     """Return the names of classes, in the order of a net's outputs."""
+    from face_gender.files import check_class_names  # late, as above
+
     names = tuple(name.strip() for name in text.split(","))
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
         raise ArgumentTypeError("must be different names, such as female,male")
+    try:
+        check_class_names(names)
+    except InputError as error:
+        raise ArgumentTypeError(str(error)) from error
     return names
 
 

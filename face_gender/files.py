@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from face_gender.errors import InputError
+from face_gender.errors import InputError, excerpt, printable
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif",
@@ -30,6 +30,12 @@ MAX_BYTES = 2**30
 
 # Besides pictures, what no result replaces.
 PRECIOUS = (".zip", ".pth", ".pt", ".safetensors")
+
+# What results call a label below the threshold, and other columns than those of the classes.
+_NO_CLASSES = frozenset((
+    "uncertain", "name", "path", "label", "predicted", "confidence", "error", "face", "left", "top",
+    "width", "height",
+))  # fmt: skip
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
@@ -79,6 +85,17 @@ def check_size(size: int) -> None:
 def has_image_suffix(name: str) -> bool:
     """Tell whether a file's name ends like a picture's, in any case."""
     return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def check_class_names(names: Iterable[str]) -> None:
+    """Raise InputError for a class that a folder or a column of results cannot be called by."""
+    for name in names:
+        is_path = name.startswith(".") or not {"/", "\\", ":"}.isdisjoint(name)
+        if is_path or name in _NO_CLASSES or name != printable(name):
+            raise InputError(
+                f"no class can be called {excerpt(name)!r}, as folders and columns of results "
+                "bear its name: give it another."
+            )
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:

@@ -244,6 +244,19 @@ def test_a_class_named_twice_is_refused(plain: Path) -> None:
     assert "male,male" in sentence(caught)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/tmp/x", "a/b", "a\\b", "C:x", ".hidden", "..", "a\0b", "a\nb", "\udc80", "uncertain",
+     "label", "name", "error", "face", "confidence", "left"],
+)  # fmt: skip
+def test_a_class_is_called_as_a_folder_and_a_column_can_be(name: str, plain: Path) -> None:
+    with pytest.raises(InputError, match="no class can be called") as caught:
+        load_checkpoint(plain, "dropout_cnn", ["male", name])
+    sentence(caught)
+    for other in ("женский", "no face", "smile_1"):
+        assert load_checkpoint(plain, "dropout_cnn", ["male", other]).classes[1] == other
+
+
 def test_an_unknown_recipe_is_refused_with_a_suggestion(plain: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_checkpoint(plain, "dropout-cnn", ["female", "male"])
@@ -270,6 +283,7 @@ def test_claims_that_the_file_confirms_are_taken(saved: Path) -> None:
         ({"format": None}, "format None"),
         ({"classes": None}, "not a whole checkpoint"),
         ({"classes": ["male", "female", "cat"]}, "3 classes"),
+        ({"classes": ["male", "../../x"]}, "no class can be called '../../x'"),
         ({"seen": None}, "not a whole checkpoint"),
         ({"metrics": None}, "not a whole checkpoint"),
         ({"temperature": 0.0}, "temperature is no number from 0.01 to 100"),

@@ -704,7 +704,7 @@ ODD_FIELDS: dict[str, tuple[tuple[str, ...], tuple[Any, ...]]] = {
     "classes": (
         ("classes",),
         ([], ["male", "male"], ["male", 3], ["", "male"], "male", deep(), {"male": 1},
-         ["x" * 1000, "y"], [str(i) for i in range(2000)], HUGE),
+         ["male", "../x"], ["a\0b", "y"], ["x" * 1000, "y"], [str(i) for i in range(2000)], HUGE),
     ),
     "epoch": (("epoch",), ("three", 1.5, -1, 10**400, [1], torch.tensor(1), True, deep())),
     "metrics": (

@@ -390,6 +390,7 @@ def test_unreadable_pictures_alone_leave_an_earlier_result(
         ["x", "--recipe", "resnet18"],
         ["x", "--classes", "male,male", "--recipe", "resnet18"],
         ["x", "--recipe", "resnet18", "--classes", "male,female"],
+        ["x", "--recipe", "resnet18", "--classes", "male,../x", "--weights", "w"],
     ],
 )
 def test_usage_mistakes_exit_with_2(arguments: list[str], capsys) -> None:

@@ -24,7 +24,7 @@ import face_gender
 from face_gender import CLASSES
 from face_gender.data.preprocessing import FaceTransform, Preprocessing, as_dict, as_tuple
 from face_gender.errors import InputError, excerpt, first_line
-from face_gender.files import write_atomically
+from face_gender.files import check_class_names, write_atomically
 from face_gender.model.architectures import build_empty, build_model, head_name
 from face_gender.model.recipes import RECIPES, Recipe, get_recipe
 from face_gender.model.safe_load import read_content
@@ -167,6 +167,7 @@ def load_checkpoint(
             f"{path} cannot tell apart the one class {','.join(classes)}: name two with --classes, "
             "of a single output (a sigmoid) the one for 0 first."
         )
+    check_class_names(classes)
     known = get_recipe(recipe)
     model = build_empty(known.arch, len(classes))
     try:
@@ -277,6 +278,7 @@ def _classes(value: Any) -> tuple[str, ...]:
         raise ValueError(f"classes are 1 to {_MOST_CLASSES:,} different names")
     if not all(0 < len(name) <= _LONGEST_NAME for name in names):
         raise ValueError(f"the name of a class has 1 to {_LONGEST_NAME} characters")
+    check_class_names(names)
     return names
 
 
