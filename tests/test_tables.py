@@ -86,8 +86,12 @@ def test_russian_of_an_older_excel(tmp_path: Path) -> None:
 def test_labels_go_by_many_words(
     column: str, cells: list[str], labels: list[int], tmp_path: Path
 ) -> None:
-    rows = rows_of(tmp_path / "list.csv", f"path,{column}\na.jpg,{cells[0]}\nb.jpg,{cells[1]}\n")
-    assert [label for _, label in rows] == labels
+    text = f"path,{column}\na.jpg,{cells[0]}\nb.jpg,{cells[1]}\n"
+    assert [label for _, label in rows_of(tmp_path / "list.csv", text)] == labels
+    # As pandas writes it, with the numbers of the rows in a column without a name.
+    lines = zip(("", "0,", "1,"), text.splitlines(), strict=True)
+    numbered = "\n".join(number + line if number else f",{line}" for number, line in lines)
+    assert [label for _, label in rows_of(tmp_path / "list.csv", numbered)] == labels
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,7 @@ def test_cells_tell_which_of_two_columns_is_meant(header: str, cells: str, tmp_p
         ("file,photo,label\na.jpg,b.jpg,0\n", "plainly the path"),
         ("path,gender,sex\na.jpg,0,1\n", "plainly the label"),
         ("path,male,female\na.jpg,0,1\n", "plainly the label"),
+        (",path\n0,a.jpg\n", "plainly the label"),
         ("path,label\na.jpg,2\n", r"row 1: label '2' is not 0, 1, male or female.*found: 2"),
         ("path,label\na.jpg,1\nb.jpg,2\n", "row 2: label '2'"),  # 1 may be either
         ("path,sex\na.jpg,0\nb.jpg,2\n", "row 2: sex '2'"),

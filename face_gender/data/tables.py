@@ -29,7 +29,7 @@ PATH_COLUMNS = (
     "имя", "фото", "изображение",
 )  # fmt: skip
 _LABELS = ("label", "class", "labels", "classname", "gender", "sex", "target", "пол", "метка")
-_FIRST = frozenset(("path", "imagename", "label", "class"))
+_FIRST = frozenset(("path", "imagename", "label", "class", "group"))
 # Of these, 1 and 2 are male and female by ISO/IEC 5218; elsewhere they may be anything.
 _OF_ISO_5218 = frozenset(("gender", "sex", "пол"))
 _OTHER_COLUMNS = ("split", "sha256", "group")
@@ -94,7 +94,7 @@ def read_labels(path: str | os.PathLike[str], cure: str) -> pd.DataFrame:
     path_column = find_path_column(table)
     label_column = find_column(table, _LABELS, _are_labels)
     if label_column is None:
-        label_column = find_column(table, ("", *CLASSES), _are_labels)
+        label_column = find_column(table, CLASSES, _are_labels)
     if path_column is None or label_column is None:
         missing = [n for n, c in (("path", path_column), ("label", label_column)) if c is None]
         raise InputError(
@@ -223,10 +223,10 @@ def find_column(
 ) -> str | None:
     """Return the column that goes by one of some names, None for none.
 
-    Case, spaces, dashes and dots do not count. The first name, as it is, wins over all others;
-    of several columns, one whose cells fit. None also where two do.
+    Case, spaces, dashes and dots do not count. Of `_FIRST`, the first name, as it is, wins over
+    all others; of several columns, one whose cells fit. None also where two do.
     """
-    if known[0] in table:
+    if known[0] in _FIRST and known[0] in table:
         return known[0]
     found = sorted((c for c in table if _key(c) in known), key=lambda c: known.index(_key(c)))
     if len(found) > 1:
