@@ -59,11 +59,16 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return a file's bytes. Raises OSError, also for pipes, devices and over MAX_BYTES."""
-    with open_regular(path) as file:
+def read_file(path: str | os.PathLike[str], *, of_any_size: bool = False) -> bytes:
+    """Return a file's bytes. Raises OSError, also for pipes and devices.
+
+    Over MAX_BYTES too, unless ``of_any_size``: an index and weights may be larger than a picture.
+    """
+    # Buffered, since one read of the system may give less than was asked for.
+    with io.BufferedReader(open_regular(path)) as file:
         size = os.fstat(file.fileno()).st_size
-        check_size(size)
+        if not of_any_size:
+            check_size(size)
         data = file.read(size + 1)
     if len(data) != size:
         raise OSError("changed while it was read")

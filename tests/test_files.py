@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from conftest import snapshot
 
+from face_gender import files
 from face_gender.errors import InputError
 from face_gender.files import (
     check_output,
@@ -46,6 +48,22 @@ def test_a_link_stays_a_link_when_written_to(tmp_path: Path) -> None:
     write_atomically(tmp_path / "link.json", lambda file: file.write(b"new"))
     assert (tmp_path / "link.json").is_symlink()
     assert (tmp_path / "target.json").read_text() == "new"
+
+
+def test_a_drive_that_gives_a_file_in_parts_gives_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class InParts(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(7)
+
+        def readinto(self, buffer: Any) -> int:
+            return super().readinto(memoryview(buffer)[:7])
+
+    content = bytes(range(256)) * 100
+    (tmp_path / "a.jpg").write_bytes(content)
+    monkeypatch.setattr(files, "open_regular", lambda path: InParts(path))
+    assert files.read_file(tmp_path / "a.jpg") == content
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from sentences import sentence
 from torch import Tensor, nn
 
+from face_gender import files
 from face_gender.classify.classifier import load_classifier
 from face_gender.errors import InputError
 from face_gender.model.architectures import build_model
@@ -212,8 +213,9 @@ def test_a_single_output_takes_two_classes(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "net.pth", "resnet18", ["a", "b", "c"])
 
 
-def test_safetensors_are_read(tmp_path: Path) -> None:
+def test_safetensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch_files = pytest.importorskip("safetensors.torch")
+    monkeypatch.setattr(files, "MAX_BYTES", 10)  # of a picture
     weights = weights_of()
     torch_files.save_file(prefixed("model.", weights), tmp_path / "net.SafeTensors")
     assert_same(load_checkpoint(tmp_path / "net.SafeTensors", "compact_cnn", CLASSES), weights)

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sentences import sentence
 
+from face_gender import files
 from face_gender.data.sources import is_outside
 from face_gender.data.tables import class_of, decode_1251, read_index, read_labels, write_index
 from face_gender.errors import InputError
@@ -143,6 +144,15 @@ def test_what_is_not_plain_is_one_sentence_of_what_was_found(
         read_labels(path, "give a list")
     assert str(path) in sentence(caught) and "data_split" not in sentence(caught)
     assert len(sentence(caught)) < 500
+
+
+def test_an_index_may_be_larger_than_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 10)
+    table = pd.DataFrame({"path": ["a.jpg", "b.jpg"], "label": [0, 1]})
+    write_index(table, tmp_path / "index.csv")
+    assert read_index(tmp_path / "index.csv")["path"].tolist() == ["a.jpg", "b.jpg"]
 
 
 def test_short_rows_under_a_header_without_end_take_no_memory(tmp_path: Path) -> None:

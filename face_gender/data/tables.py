@@ -15,7 +15,7 @@ import pandas as pd
 from face_gender import CLASSES
 from face_gender.data.base_source import is_outside, to_nfc
 from face_gender.data.split import SPLITS
-from face_gender.errors import InputError, excerpt
+from face_gender.errors import InputError, excerpt, first_line
 from face_gender.files import has_image_suffix, read_file, write_atomically
 
 MAKE_INDEX = "make an index with data_split.py"
@@ -139,7 +139,7 @@ def read_cells(path: str | os.PathLike[str], cure: str) -> pd.DataFrame:
     path = os.fspath(path)
     cells: list[str] = []
     try:
-        decoded = _decode(read_file(path))
+        decoded = _decode(read_file(path, of_any_size=True))
         if _BINARY.search(decoded.partition("\n")[0]) or decoded.startswith("\udc89PNG"):
             raise InputError(f"{path} is no CSV but a binary file: {cure}.")
         text, delimiter = _find_delimiter(decoded)
@@ -154,8 +154,8 @@ def read_cells(path: str | os.PathLike[str], cure: str) -> pd.DataFrame:
         for row in rows:
             # Not a list of rows: collecting garbage among so many would double the time.
             cells += row if len(row) == len(columns) else _fitted(row, columns, path)
-    except (OSError, UnicodeError, csv.Error) as error:
-        reason = excerpt(getattr(error, "strerror", None) or str(error))
+    except (OSError, UnicodeError, csv.Error, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{path} cannot be read ({reason}): {cure}.") from error
     if not columns:
         raise InputError(f"{path} is empty: {cure}.")

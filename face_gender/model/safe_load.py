@@ -76,7 +76,7 @@ def _read_pth(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    data = read_file(path)
+    data = read_file(path, of_any_size=True)
     try:
         from safetensors.torch import load
     except ImportError as error:
