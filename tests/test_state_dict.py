@@ -204,6 +204,15 @@ def test_a_single_output_is_a_sigmoid(tmp_path: Path) -> None:
     assert found.checkpoint.classes == ("female", "male")
 
 
+@pytest.mark.parametrize(("bias", "outputs"), [((), 2), ((3,), 2), ((2, 1), 2), ((2,), 5)])
+def test_a_last_layer_whose_parts_do_not_fit_is_told(
+    bias: tuple[int, ...], outputs: int, tmp_path: Path
+) -> None:
+    weights = {**weights_of("resnet18", outputs), "fc.bias": torch.zeros(bias)}
+    message = refused(weights, tmp_path, "resnet18")
+    assert f"fc.bias is {bias} and should be ({outputs},)" in message
+
+
 def test_a_single_output_takes_two_classes(tmp_path: Path) -> None:
     torch.save(weights_of("resnet18", 1), tmp_path / "net.pth")
     with pytest.raises(InputError) as caught:

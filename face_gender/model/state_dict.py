@@ -211,7 +211,7 @@ def _check_fit(
     missing = [key for key in own if key not in weights and not key.endswith(_COUNTER)]
     unexpected = [excerpt(key) for key in weights if key not in own]
     both = [key for key in own if key in weights]
-    wrong = [key for key in both if _shape(key, own, head) != _shape(key, weights, head)]
+    wrong = [key for key in both if weights[key].shape != _wanted(key, own, weights, head)]
     if missing or unexpected or wrong:
         arch, theirs = guess_arch(own), guess_arch(weights)
         if theirs and theirs != arch:
@@ -226,8 +226,8 @@ def _check_fit(
         elif unexpected:
             example = f"they have {unexpected[0]}, which the net has not"
         else:
-            shapes = tuple(weights[wrong[0]].shape), tuple(own[wrong[0]].shape)
-            example = f"{wrong[0]} is {shapes[0]} and should be {shapes[1]}"
+            shape, wanted = tuple(weights[wrong[0]].shape), _wanted(wrong[0], own, weights, head)
+            example = f"{wrong[0]} is {shape} and should be {wanted}"
         raise InputError(f"these weights are not those of {name} ({example}): {cure}.")
     for key in both:
         if own[key].is_floating_point() and not weights[key].is_floating_point():
@@ -237,10 +237,14 @@ def _check_fit(
             )
 
 
-def _shape(key: str, weights: Mapping[str, Tensor], head: str) -> torch.Size:
-    """Return a tensor's shape, without the number of outputs where it is the last layer's."""
-    shape = weights[key].shape
-    return shape[1:] if key.startswith(f"{head}.") and shape else shape
+def _wanted(
+    key: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], head: str
+) -> tuple[int, ...]:
+    """Return the shape that a tensor of ``weights`` needs, with as many outputs as they have."""
+    shape, last = tuple(own[key].shape), weights.get(f"{head}.weight")
+    if last is not None and last.ndim and key.startswith(f"{head}."):
+        return (len(last), *shape[1:])
+    return shape
 
 
 def _of_another(arch: str, name: str) -> str:
