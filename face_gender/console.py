@@ -85,6 +85,7 @@ def exit_on_signal(sentence: str) -> None:
     For a program, not for a function that others call; a job in the background that ignores a
     Ctrl-C goes on doing so.
     """
+    _take_standard_files()
     owner = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -97,6 +98,17 @@ def exit_on_signal(sentence: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
+
+
+def _take_standard_files() -> None:
+    """Let no file that is opened later get the number of a stdin, stdout or stderr that is closed.
+
+    What is written to stderr would be written into it.
+    """
+    with suppress(OSError):
+        while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(taken, True)
+        os.close(taken)
 
 
 def raise_on_first_signal() -> None:

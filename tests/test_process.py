@@ -486,6 +486,20 @@ def test_a_stderr_that_takes_nothing_costs_no_result(
     assert results() == EXPECTED
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no 2>&- elsewhere")
+def test_a_stderr_that_is_closed_from_the_start_costs_no_result(
+    folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    """The archive would be opened under its number, and what libraries say be put over it."""
+    given = [make_zip(folder, tmp_path / "faces.zip"), "--weights", weights, "--output", "r.json"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "process.py"), *map(str, given)],
+        preexec_fn=lambda: os.close(2),
+    )
+    assert done.returncode == 0
+    assert results("r.json") == EXPECTED
+
+
 def test_a_text_under_the_name_of_weights_is_no_pickle(folder: Path, capsys) -> None:
     """The letters of hello are instructions of a pickle, of which one asks for objects."""
     Path("text.pth").write_text("hello")
