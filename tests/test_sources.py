@@ -369,6 +369,27 @@ def test_pictures_may_be_given_one_by_one(
     assert source.passed_over == {HIDDEN: 1, OTHER_ENDING: 1}
 
 
+def test_no_picture_of_several_takes_the_name_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, {"b/a/x.jpg": b"1", "a/x.jpg": b"2", "c/x.jpg": b"3", "y.jpg": b"4"})
+    monkeypatch.chdir(tmp_path)
+    source, names = find_images(["b", "a/x.jpg", "c/x.jpg", "y.jpg"], recursive=True)
+    assert names == ["a/x.jpg", "b/a/x.jpg", "c/x.jpg", "y.jpg"]
+    assert [source.read(name) for name in names] == [b"2", b"1", b"3", b"4"]
+    assert find_images(["a", "a/x.jpg"])[1] == ["a/x.jpg"]  # one picture, named twice
+
+
+def test_pictures_may_lie_on_several_drives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commonpath(paths: object) -> str:
+        raise ValueError("Paths don't have the same drive")  # as on Windows
+
+    monkeypatch.setattr(os.path, "commonpath", commonpath)
+    source, names = find_images([folder / "a.jpg", folder / "in" / "b.PNG"])
+    assert names == ["a.jpg", "b.PNG"] and source.path == folder
+    assert source.read("b.PNG") == b"second"
+
+
 @pytest.mark.parametrize(
     ("paths", "words"),
     [

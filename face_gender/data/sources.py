@@ -142,12 +142,12 @@ class FileSource:
     """Pictures given one by one, and those of folders and archives given beside them.
 
     A picture's name is that of its file, or as in its folder or archive; where two are equal,
-    both are the paths as given.
+    both are the paths as given, and all are where such a path is the name of another.
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]], recursive: bool = False) -> None:
         given = list(dict.fromkeys(map(Path, paths)))
-        self.path = Path(os.path.commonpath([path.absolute().parent for path in given]))
+        self.path = _common_folder(given)
         self.unlisted: list[tuple[str, str]] = []
         self.passed_over: Counter[str] = Counter()
         folders: dict[Path, Source] = {}
@@ -162,10 +162,12 @@ class FileSource:
             self.unlisted += source.unlisted
             self.passed_over += source.passed_over
         counts = Counter(name for name, *_ in found)
-        self._places = {
-            name if counts[name] == 1 else whole: (source, inner)
-            for name, whole, source, inner in found
-        }
+        names = [name if counts[name] == 1 else whole for name, whole, *_ in found]
+        wholes = [whole for _, whole, *_ in found]
+        if len(set(names)) < len(set(zip(names, wholes, strict=True))):
+            names = wholes
+        places = [(source, inner) for _, _, source, inner in found]
+        self._places = dict(zip(names, places, strict=True))
 
     def names(self, recursive: bool = True) -> Iterator[str]:
         """Yield the name of every picture, in the order given."""
@@ -189,6 +191,14 @@ class FileSource:
         if name not in self._places:
             raise OSError("not among the pictures given")
         return self._places[name]
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    parents = [path.absolute().parent for path in paths]
+    try:
+        return Path(os.path.commonpath(parents))
+    except ValueError:  # they lie on several drives of Windows
+        return parents[0]
 
 
 def _is_picture(path: Path) -> bool:
