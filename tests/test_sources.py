@@ -120,6 +120,13 @@ def test_a_zipped_folder_names_its_pictures_as_it_does(folder: Path, tmp_path: P
     assert "photos/a.jpg" in find_images(archive, recursive=True)[1]
 
 
+def test_members_that_lead_out_are_named_also_beside_an_only_folder(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "a.zip", {"wrapped/a.jpg": b"x", "../evil.jpg": b"x"})
+    source, names = find_images(archive)
+    assert names == ["a.jpg"]
+    assert source.unlisted == [("../evil.jpg", "its name leads out of the archive")]
+
+
 # --- names as packers store them ------------------------------------------------------------------
 
 

@@ -65,10 +65,12 @@ class ArchiveSource(BaseSource):
         self._infos: dict[str, zipfile.ZipInfo] = {}
         self._replaced = 0
         for name, info in self._directory():
-            if not name.startswith(top) or not name or name.endswith("/"):
+            if not name or name.endswith("/"):
                 continue
             if is_outside(name):
                 self.unlisted.append((name, "its name leads out of the archive"))
+                continue
+            if not name.startswith(top):
                 continue
             self._replaced += name.removeprefix(top) in self._infos
             self._infos[name.removeprefix(top)] = info
