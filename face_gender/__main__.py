@@ -19,9 +19,6 @@ COMMANDS = {
     "audit": ("audit", "find copies, wrong labels and bad pictures in a data set"),
     "export": ("export", "write a model as .onnx, which runs faster on a CPU"),
 }
-# Commands that take signals over once there is something to keep; an import that takes a while is
-# then no place for an exception.
-_END_AT_ONCE = ("classify", "train", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def script() -> None:
     """Run `main` as a program: the entry point that pip installs."""
-    if (name := "".join(sys.argv[1:2])) in _END_AT_ONCE:
+    if (name := "".join(sys.argv[1:2])) in COMMANDS:  # they take over once there is work to keep
         exit_on_signal(f"face-gender {name}: interrupted, nothing was written.")
     exit_with(main())
 

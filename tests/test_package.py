@@ -95,15 +95,16 @@ def test_a_command_runs_and_opens_its_messages_with_its_name(
     assert capsys.readouterr().err.startswith("face-gender split: nowhere")
 
 
-def test_signals_are_handled_by_the_program_alone(monkeypatch) -> None:
+@pytest.mark.parametrize("name", [*command.COMMANDS, "--help"])
+def test_signals_are_handled_by_the_program_alone(name: str, monkeypatch) -> None:
     on_signal: list[str] = []
     monkeypatch.setattr(command, "exit_on_signal", on_signal.append)
     monkeypatch.setattr(command, "exit_with", lambda code: None)
     monkeypatch.setattr(command, "main", lambda: 0)
-    for name in ("classify", "split"):  # split keeps what it has from its first moment on
-        monkeypatch.setattr("sys.argv", ["face-gender", name])
-        command.script()
-    assert on_signal == ["face-gender classify: interrupted, nothing was written."]
+    monkeypatch.setattr("sys.argv", ["face-gender", name])
+    command.script()
+    said = [f"face-gender {name}: interrupted, nothing was written."]
+    assert on_signal == (said if name in command.COMMANDS else [])
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0)])
