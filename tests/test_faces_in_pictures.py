@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from face_gender.classify.classifier import load_classifier
 from face_gender.classify.crops import write_crops
 from face_gender.classify.results import Prediction
 from face_gender.console import progress_bar
-from face_gender.data import images
+from face_gender.data import images, landmarks
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.index import Index
 from face_gender.data.landmarks import COLUMNS, COORDINATES
@@ -30,6 +31,7 @@ from face_gender.data.sources import open_source
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import evaluate
 from face_gender.faces import detector
+from face_gender.faces.detector import Face
 from face_gender.model.checkpoint import load_checkpoint
 
 
@@ -107,6 +109,30 @@ def test_an_evaluation_that_finds_faces_shows_it_or_not(
     index = Index.create(data, tmp_path / "index.csv", progress=False, landmarks=False)
     evaluate(weights, index, None, progress=progress)
     assert shown == [progress]
+
+
+def test_an_interruption_begins_no_further_picture(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+
+    class Faceless:
+        def detect(self, pixels: object) -> list[Face]:
+            begun.append(pixels)
+            return []
+
+    class Bar(nullcontext[None]):
+        def __enter__(self) -> Any:
+            return self
+
+        def update(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(landmarks, "progress_bar", lambda *_, **__: Bar())
+    names = ["none.png"] * 500
+    with pytest.raises(KeyboardInterrupt):
+        landmarks.find_landmarks(open_source(photos), names, detector=Faceless())  # type: ignore[arg-type]
+    assert len(begun) < len(names)
 
 
 def test_use_makes_the_tensors_of_training(tmp_path: Path, weights: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from face_gender.audit.page import write_page
 from face_gender.audit.stages import Stages
 from face_gender.console import progress_bar
 from face_gender.data.base_source import without_resume
+from face_gender.data.hashing import map_in_pool
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.data.split import split_rows
@@ -191,13 +193,14 @@ def _write_html(path: Path, report: AuditReport, jobs: int, progress: bool) -> N
     shown = report.findings.groupby("issue", sort=False).head(_SHOWN)
     related = (name for each in shown["related"] if each for name in each.split("|"))
     names = sorted({*shown["path"], *related})
-    with ThreadPoolExecutor(jobs) as pool:
-        made = pool.map(lambda name: _thumbnail(name, report.source), names)
-        thumbnails: dict[str, bytes] = {}
-        with progress_bar(len(names), "page", shown=progress) as bar:
-            for name, jpeg in zip(names, made, strict=True):
-                thumbnails |= {name: jpeg} if jpeg else {}
-                bar.update()
+    thumbnails: dict[str, bytes] = {}
+    made = map_in_pool(
+        ThreadPoolExecutor(jobs), lambda name: _thumbnail(name, report.source), names
+    )
+    with closing(made), progress_bar(len(names), "page", shown=progress) as bar:
+        for name, jpeg in zip(names, made, strict=True):
+            thumbnails |= {name: jpeg} if jpeg else {}
+            bar.update()
     counts = report.findings["issue"].value_counts()
     cut = [f"{issue} {count:,}" for issue, count in counts.items() if count > _SHOWN]
     summary = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender.console import progress_bar
+from face_gender.data.hashing import map_in_pool
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.faces.detector import (
@@ -57,13 +59,13 @@ def find_landmarks(
             return [0, *[np.nan] * len(COORDINATES)]
         return [len(faces), *_as_fractions(faces[0], picture.height, picture.width)]
 
-    with opencv_on_one_core(), ThreadPoolExecutor(cpu_count()) as pool:
-        found = pool.map(find, names)
-        rows = []
-        with progress_bar(len(names), "faces", shown=progress) as bar:
-            for row in found:
-                rows.append(row)
-                bar.update()
+    rows = []
+    found = map_in_pool(ThreadPoolExecutor(cpu_count()), find, names)
+    bar = progress_bar(len(names), "faces", shown=progress)
+    with opencv_on_one_core(), closing(found), bar:
+        for row in found:
+            rows.append(row)
+            bar.update()
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=np.float64)
     table["faces"] = table["faces"].astype("Int64")
     return table.round(dict.fromkeys(COORDINATES, 5))
