@@ -125,6 +125,19 @@ def raise_on_first_signal() -> None:
     _replace(end)
 
 
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """After `exit_on_signal`: let the first signal raise while there are files to put away."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    raise_on_first_signal()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if _is_own(number):  # after a signal, both pass
+                signal.signal(number, handler)
+
+
 def ignore_signals() -> None:
     """After `exit_on_signal`: let both signals pass."""
     _replace(signal.SIG_IGN)
@@ -146,8 +159,12 @@ def exit_with(code: int) -> None:
 def _replace(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """Set a handler where one of this module is, so that callers of a command keep theirs."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if getattr(signal.getsignal(number), "__module__", None) == __name__:
+        if _is_own(number):
             signal.signal(number, handler)
+
+
+def _is_own(number: signal.Signals) -> bool:
+    return getattr(signal.getsignal(number), "__module__", None) == __name__
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

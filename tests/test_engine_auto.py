@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import make_faces, save_colour_net
+from conftest import ROOT, heed_ctrl_c, make_faces, save_colour_net
 
 import face_gender.classify.__main__ as process
 from face_gender.classify.classifier import Classifier, load_classifier, origin
@@ -17,6 +21,7 @@ from face_gender.classify.resume import partial_path
 from face_gender.data.sources import FolderSource
 from face_gender.export import auto
 from face_gender.export.auto import cache_folder, cached_path, with_graph
+from face_gender.files import sha256_of
 from face_gender.model.checkpoint import load_checkpoint
 
 for library in ("openvino", "onnx", "onnxscript", "onnxruntime"):
@@ -77,7 +82,7 @@ def net_of(weights: Path) -> Classifier:
 def chosen(
     weights: Path,
     source: FolderSource,
-    begun: dict[str, str] | None = None,
+    begun: dict[str, Any] | None = None,
     said: list[str] | None = None,
 ) -> Classifier:
     say = said.append if said is not None else lambda text: pytest.fail(text)
@@ -132,7 +137,23 @@ def test_a_run_that_is_gone_on_with_keeps_its_engine(
 ) -> None:
     if begun == "torch":  # else its number of pictures would not be worth it
         monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
-    assert engine_of(chosen(weights, source, {"engine": begun})) == expected
+    by = [sha256_of(weights), *(map(sha256_of, cache.iterdir()) if begun == "openvino" else ())]
+    names = sorted(source.names())[1:]  # of which one has gone since
+    run = {"engine": begun, "weights": by}
+    found = with_graph(net_of(weights), weights, source, names, run, pytest.fail)
+    assert engine_of(found) == expected
+
+
+def test_a_graph_of_other_weights_is_neither_taken_nor_lost(
+    cache: Path, weights: Path, source: FolderSource, tmp_path: Path
+) -> None:
+    begun = {
+        "engine": "openvino",
+        "weights": [sha256_of(weights), *map(sha256_of, cache.iterdir())],
+    }
+    other = save_net(tmp_path / "other.pth", seed=4)
+    assert engine_of(chosen(other, source, begun)) == "torch"
+    assert engine_of(chosen(weights, source, begun)) == "openvino"
 
 
 def test_a_cpu_with_16_bits_and_other_devices_keep_torch(
@@ -203,6 +224,48 @@ def test_too_many_graphs_are_not_kept(
     monkeypatch.setattr(auto, "write_graph", lambda _, __, path, ___: path.write_bytes(b"new"))
     chosen(weights, source, said=[])
     assert len(list(cache.iterdir())) < 10
+
+
+# process.py itself, to which a Ctrl-C comes while the graph is fitted.
+FITTED = """
+import os, runpy, signal, sys
+import onnxruntime.quantization
+import face_gender.classify.classifier
+from face_gender.export import auto
+def fit(graph, written, *_, **__):
+    open(written, "wb").close()
+    os.kill(os.getpid(), signal.SIGINT)
+onnxruntime.quantization.quantize_static = fit
+face_gender.classify.classifier.mixed_precision = lambda _: None
+auto.WORTH_COMPILING = auto.WORTH_MAKING = 0
+sys.argv[0] = "process.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_ctrl_c_while_the_graph_is_fitted_leaves_nothing(
+    weights: Path, source: FolderSource, tmp_path: Path
+) -> None:
+    places = {"TMPDIR": "tmp", "XDG_CACHE_HOME": "cache"}
+    for place in places.values():
+        (tmp_path / place).mkdir()
+    output = tmp_path / "r.json"
+    given = [source.path, "--weights", weights, "--device", "cpu", "--output", output]
+    done = subprocess.run(
+        [sys.executable, "-c", FITTED, *map(str, given)],
+        cwd=ROOT,
+        env={**os.environ, **{name: str(tmp_path / place) for name, place in places.items()}},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
+    assert done.returncode == 130, done.stderr
+    fitting, sentence = done.stderr.splitlines()
+    assert fitting.startswith("fitting an 8-bit graph")
+    assert sentence == "process.py: interrupted: the same command with --resume goes on."
+    assert not [path for path in (tmp_path / "tmp").iterdir() if path.is_dir()]
+    assert not output.exists() and not list(tmp_path.rglob("*.onnx"))
 
 
 def test_the_command_says_what_it_does_and_goes_on_by_the_same_engine(

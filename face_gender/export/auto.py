@@ -59,12 +59,12 @@ def with_graph(
         return classifier
     path = None
     try:
-        path = cached_path(classifier, weights, source, names)
-        if not begun and _is_unsure(classifier, source, names):
+        path = _kept(begun, weights) if begun else cached_path(classifier, weights, source, names)
+        if path is None or (not begun and _is_unsure(classifier, source, names)):
             return classifier
         if not path.is_file():
             can_be_made = _installed("onnx", "onnxscript", "onnxruntime")
-            if begun or pictures < WORTH_MAKING or not can_be_made:
+            if pictures < WORTH_MAKING or not can_be_made:
                 return classifier
             _make(path, classifier, weights, source, names, say)
         return replace(classifier, engine=OpenVino(classifier.checkpoint, weights, graph=path))
@@ -103,6 +103,12 @@ def cached_path(
         calibration,
     ]
     return cache_folder() / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.onnx"
+
+
+def _kept(begun: Mapping[str, Any], weights: Path) -> Path | None:
+    """Return where the graph of an earlier run lies, whatever its pictures are by now, or None."""
+    own, kept = sha256_of(weights), cache_folder().glob("*.onnx")
+    return next((path for path in kept if [own, sha256_of(path)] == begun["weights"]), None)
 
 
 def _equivalent(classifier: Classifier, pictures: int) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from face_gender.classify.engines import Precision, describe
+from face_gender.console import raised_signals
 from face_gender.data.sources import Source, find_images
 from face_gender.errors import InputError
 from face_gender.files import check_output, write_atomically
@@ -155,7 +156,7 @@ def _int8_graph(graph: Any, batches: Iterator[Batch]) -> Any:
             return next(batches, None)
 
     layers = [each.name for each in graph.graph.node if each.op_type in ("Conv", "Gemm", "MatMul")]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with raised_signals(), tempfile.TemporaryDirectory() as folder, _quiet():
         written = str(Path(folder) / "int8.onnx")
         quantize_static(
             graph,
