@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+import warnings
 
 # Control characters, line ends, marks that turn the direction of writing, and lone surrogates.
 _UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,3 +33,11 @@ class InputError(Exception):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class UnreadablePictureWarning(UserWarning):
+    """A picture of the index could not be read; the message says what becomes of it."""
+
+
+# Python shows a text once; a second training in the same notebook must name its files again.
+warnings.simplefilter("always", UnreadablePictureWarning)

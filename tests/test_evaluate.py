@@ -363,6 +363,15 @@ def test_a_drive_that_is_gone_ends_an_evaluation_in_a_sentence(
     assert "--resume" not in str(caught.value)  # which evaluate does not know
 
 
+def test_a_drive_that_is_gone_ends_the_command_in_a_sentence(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone_drive(monkeypatch, place / "data")
+    monkeypatch.setattr("face_gender.data.base_source.PAUSES", ())
+    message = refused(place, capsys)
+    assert message.endswith("seems to be gone: connect it and give the same command.")
+
+
 def no_weights(place: Path) -> str:
     (place / "best.pth").unlink()
     return "best.pth"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_faces
+from conftest import ROOT, gone_drive, make_faces
 from sentences import sentence
 
 import face_gender.classify.__main__ as process
@@ -361,6 +361,16 @@ def test_pictures_that_cannot_be_read_calibrate_nothing(
     assert export.main([str(weights), "--calibrate", str(tmp_path), "--output", str(output)]) == 1
     assert_one_sentence(capsys, str(tmp_path), "can be read")
     assert not output.exists()
+
+
+def test_a_drive_that_is_gone_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = make_weights(tmp_path / "net.pth", recipe_name="compact_cnn")
+    gone_drive(monkeypatch, make_faces(tmp_path / "data"))
+    monkeypatch.setattr("face_gender.data.base_source.PAUSES", ())
+    assert export.main([str(weights), "--calibrate", str(tmp_path / "data")]) == 1
+    assert_one_sentence(capsys, "seems to be gone: connect it and give the same command.")
 
 
 def test_calibration_takes_pictures_of_every_subfolder(tmp_path: Path) -> None:

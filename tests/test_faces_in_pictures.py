@@ -15,6 +15,7 @@ import torch
 from conftest import PORTRAITS, save_colour_net, snapshot
 from PIL import Image
 
+import face_gender.data.__main__ as data_split
 from face_gender import load
 from face_gender.classify import crops
 from face_gender.classify.__main__ import main
@@ -24,6 +25,7 @@ from face_gender.classify.results import Prediction
 from face_gender.console import progress_bar
 from face_gender.data import images, landmarks
 from face_gender.data.dataset import FaceDataset
+from face_gender.data.hashing import hash_and_check
 from face_gender.data.index import Index
 from face_gender.data.landmarks import COLUMNS, COORDINATES
 from face_gender.data.preprocessing import Preprocessing
@@ -109,6 +111,26 @@ def test_an_evaluation_that_finds_faces_shows_it_or_not(
     index = Index.create(data, tmp_path / "index.csv", progress=False, landmarks=False)
     evaluate(weights, index, None, progress=progress)
     assert shown == [progress]
+
+
+@pytest.mark.filterwarnings("always::face_gender.errors.UnreadablePictureWarning")
+def test_pictures_that_cannot_be_read_any_more_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = data_set(tmp_path / "data")
+
+    def then_lost(*given: Any) -> Any:
+        found = hash_and_check(*given)
+        (data / "male" / "green.png").unlink()
+        return found
+
+    monkeypatch.setattr("face_gender.data.index.hash_and_check", then_lost)
+    assert data_split.main([str(data)]) == 0
+    (line,) = (each for each in capsys.readouterr().err.splitlines() if "green" in each)
+    assert line == (
+        "1 pictures could not be read while faces were looked for, such as male/green.png, "
+        "and count as without a face: give the command again."
+    )
 
 
 def test_an_interruption_begins_no_further_picture(

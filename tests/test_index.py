@@ -7,14 +7,16 @@ import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw_face, make_faces, make_zip, snapshot
+from conftest import draw_face, gone_drive, make_faces, make_zip, snapshot
 from sentences import sentence
 
 from face_gender import CLASSES
+from face_gender.data.hashing import hash_and_check
 from face_gender.data.index import Index, list_pictures
 from face_gender.data.sources import ArchiveSource, FolderSource
 from face_gender.data.split import SPLITS, split_rows
@@ -346,3 +348,24 @@ def test_an_index_of_another_unicode_form_finds_its_pictures(few: Path) -> None:
     assert isinstance(opened.source, FolderSource) and opened.left_out() == []
     opened.table["path"] = opened.table["path"].iloc[0:1].tolist() * len(opened)
     assert len(opened.left_out()) == 8
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_drive_that_is_gone_ends_in_a_sentence(
+    hashed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_faces(tmp_path / "data", 30, 30)
+
+    def then_gone(*given: Any) -> Any:
+        found = hash_and_check(*given)
+        gone_drive(monkeypatch, data)
+        return found
+
+    monkeypatch.setattr("face_gender.data.base_source.PAUSES", ())
+    if hashed:  # and goes while faces are looked for
+        monkeypatch.setattr("face_gender.data.index.hash_and_check", then_gone)
+    else:
+        gone_drive(monkeypatch, data)
+    with pytest.raises(InputError, match="its drive seems to be gone: connect it") as caught:
+        Index.create(data, progress=False, landmarks=True)
+    assert "--resume" not in sentence(caught)  # which data_split.py does not know

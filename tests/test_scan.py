@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, draw_face, gone_drive, make_faces, make_zip
+from conftest import ROOT, draw_face, make_faces, make_zip
 from sentences import sentence
 
 from face_gender.data import hashing
@@ -385,15 +385,6 @@ def test_where_no_processes_can_be_had_threads_decode(
     in_processes(monkeypatch)
     monkeypatch.setattr(hashing, "ProcessPoolExecutor", refuse)
     assert check(mixed) == expected
-
-
-def test_a_drive_that_is_gone_ends_the_scan_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = gone_drive(monkeypatch, make_faces(tmp_path / "data", 30, 0))
-    with pytest.raises(InputError, match="its drive seems to be gone") as caught:
-        hash_and_check(source, sorted(source.names()), progress=False)
-    assert "--resume" not in sentence(caught)  # which data_split.py does not know
 
 
 def test_hashes_of_unreadable_names_are_empty(few: Path) -> None:

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before all imports that take a while
     exit_on_signal("face_gender.data: interrupted, nothing was written.")
 
 import argparse
+import warnings
 from collections.abc import Sequence
 
 
@@ -82,15 +83,17 @@ def run(options: argparse.Namespace) -> None:
     from face_gender.data.scan import taken_in_words
 
     raise_on_first_signal()  # from here on, there are files to put away
-    index = Index.create(
-        options.data,
-        options.output,
-        options.ratios,
-        options.seed,
-        options.groups,
-        options.force,
-        landmarks=None if options.align == "auto" else False,
-    )
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print_stderr(f"{message}")
+        index = Index.create(
+            options.data,
+            options.output,
+            options.ratios,
+            options.seed,
+            options.groups,
+            options.force,
+            landmarks=None if options.align == "auto" else False,
+        )
     assert index.report is not None
     for path, reason in index.report.unreadable:
         print_stderr(f"left out: {path}: {reason}")

@@ -23,7 +23,7 @@ from face_gender.data.index import Index
 from face_gender.data.landmarks import coordinates_of, face_in
 from face_gender.data.preprocessing import FaceTransform, stack
 from face_gender.data.sources import DriveGoneError
-from face_gender.errors import InputError, excerpt, printable
+from face_gender.errors import InputError, UnreadablePictureWarning, excerpt, printable
 from face_gender.faces.detector import Face
 from face_gender.files import cpu_count
 from face_gender.threads import threads_on_one_core_each
@@ -33,14 +33,6 @@ _WORTH_WORKERS = 256
 _MOST_WORKERS = 16
 
 _Result = TypeVar("_Result")
-
-
-class UnreadablePictureWarning(UserWarning):
-    """A picture of the index could not be read and takes no part from here on."""
-
-
-# Python shows a text once; a second training in the same notebook must name its files again.
-warnings.simplefilter("always", UnreadablePictureWarning)
 
 
 class FaceDataset(Dataset[tuple[Any, int]]):

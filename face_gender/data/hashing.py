@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from face_gender.console import progress_bar
-from face_gender.data.base_source import without_resume
 from face_gender.data.images import UnreadableImage, decode_image
 from face_gender.data.sources import Source
 from face_gender.errors import InputError
@@ -35,14 +34,13 @@ Checked = tuple[str, str]  # sha256, or "" and the reason
 T = TypeVar("T")
 
 
-@without_resume()
 def hash_and_check(
     source: Source, names: Sequence[str], progress: bool = True
 ) -> tuple[list[str], tuple[tuple[str, str], ...]]:
     """Read and decode every picture once, in all processors, with a progress bar.
 
     Return each file's sha256, "" for one that is no readable picture, and (name, reason) of
-    these. Raises InputError where the drive is gone.
+    these. Raises DriveGoneError where the drive is.
     """
     hashes: list[str] = []
     unreadable: list[tuple[str, str]] = []

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender import CLASSES
-from face_gender.data.base_source import to_nfc
+from face_gender.data.base_source import to_nfc, without_resume
 from face_gender.data.hashing import check_matches, check_picture, hash_and_check, row_hashes
 from face_gender.data.landmarks import add_landmarks
 from face_gender.data.scan import SEARCHED, read_groups, scan_data
@@ -85,6 +85,7 @@ class Index:
         return cls(table, source, Path(index))
 
     @classmethod
+    @without_resume()
     def create(
         cls,
         data: str | os.PathLike[str],

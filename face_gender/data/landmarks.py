@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +16,7 @@ from face_gender.console import progress_bar
 from face_gender.data.hashing import map_in_pool
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
+from face_gender.errors import UnreadablePictureWarning, printable
 from face_gender.faces.detector import (
     DETECTOR_SIDE,
     Detector,
@@ -89,10 +91,21 @@ def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:
 
 
 def add_landmarks(table: pd.DataFrame, source: Source, progress: bool = True) -> pd.DataFrame:
-    """Return a table of paths with the columns of `find_landmarks`, found where it has none."""
+    """Return a table of paths with the columns of `find_landmarks`, found where it has none.
+
+    Warns where pictures cannot be read.
+    """
     if all(name in table for name in COLUMNS):
         return table
     found = find_landmarks(source, table["path"].tolist(), progress)
+    unread = table["path"].to_numpy()[found["faces"].isna()]
+    if len(unread):
+        warnings.warn(
+            f"{len(unread)} pictures could not be read while faces were looked for, such as "
+            f"{printable(unread[0])}, and count as without a face: give the command again.",
+            UnreadablePictureWarning,
+            stacklevel=2,
+        )
     rows = table.drop(columns=[name for name in COLUMNS if name in table])
     return pd.concat([rows, found.set_index(rows.index)], axis=1)
 

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from face_gender.data.base_source import without_resume
 from face_gender.data.sources import FolderSource, Source
 from face_gender.errors import InputError, printable
 from face_gender.files import check_output, make_folder, sha256_of, write_atomically
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
     return run_command(name, lambda: run(options), sentence)
 
 
+@without_resume()
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the figures and write them. Raises InputError for all that is wrong."""
     # Imported late: --help and mistakes answer without torch.

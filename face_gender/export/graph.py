@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from face_gender.classify.engines import Precision, describe
 from face_gender.console import raised_signals
+from face_gender.data.base_source import without_resume
 from face_gender.data.sources import Source, find_images
 from face_gender.errors import InputError
 from face_gender.files import check_output, write_atomically
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _CALIBRATION_BATCH = 10
 
 
+@without_resume()
 def export(
     weights: Path,
     output: Path,
