@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from conftest import PORTRAITS, draw_face
@@ -27,7 +26,6 @@ from face_gender.faces.detector import (
     Face,
     detector_available,
     load_detector,
-    opencv_on_one_core,
     prominence,
 )
 
@@ -237,14 +235,6 @@ def test_any_pixels_get_faces_within_reason(
         assert np.isfinite(face.landmarks).all()
         chip = align(picture, face.landmarks, face.box, (32, 32), MARGIN)
         assert chip.shape == (32, 32, 3)
-
-
-def test_opencv_has_its_threads_again_after_others_found_faces_on_each_core() -> None:
-    before = cv2.getNumThreads()
-    with pytest.raises(KeyboardInterrupt), opencv_on_one_core():
-        assert cv2.getNumThreads() == 1
-        raise KeyboardInterrupt
-    assert cv2.getNumThreads() == before
 
 
 def test_missing_packages_are_named_in_one_sentence(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from face_gender.audit.page import write_page
 from face_gender.audit.stages import Stages
 from face_gender.console import progress_bar
 from face_gender.data.base_source import without_resume
-from face_gender.data.hashing import map_in_pool
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.data.split import split_rows
@@ -33,6 +30,7 @@ from face_gender.files import check_output, cpu_count, make_folder
 from face_gender.model.checkpoint import read_checkpoint
 from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.model.weights import shipped_weights
+from face_gender.threads import threads_on_one_core_each
 
 # The page shows so many findings of an issue; audit.csv has them all.
 _SHOWN = 2_000
@@ -194,10 +192,9 @@ def _write_html(path: Path, report: AuditReport, jobs: int, progress: bool) -> N
     related = (name for each in shown["related"] if each for name in each.split("|"))
     names = sorted({*shown["path"], *related})
     thumbnails: dict[str, bytes] = {}
-    made = map_in_pool(
-        ThreadPoolExecutor(jobs), lambda name: _thumbnail(name, report.source), names
-    )
-    with closing(made), progress_bar(len(names), "page", shown=progress) as bar:
+    bar = progress_bar(len(names), "page", shown=progress)
+    with threads_on_one_core_each(jobs) as pool, bar:
+        made = pool.map(lambda name: _thumbnail(name, report.source), names)
         for name, jpeg in zip(names, made, strict=True):
             thumbnails |= {name: jpeg} if jpeg else {}
             bar.update()

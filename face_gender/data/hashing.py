@@ -13,7 +13,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,6 @@ CHUNK = 16
 _MOST_PROCESSES = 61  # that Windows can wait for
 
 Checked = tuple[str, str]  # sha256, or "" and the reason
-T = TypeVar("T")
 
 
 def hash_and_check(
@@ -73,23 +71,19 @@ def _check_all(source: Source, names: Sequence[str]) -> Generator[Checked, None,
         # No processes can be had where semaphores or memory are short; or one may be killed.
         with suppress(ImportError, OSError, BrokenProcessPool):
             pool = _process_pool(source, min(_MOST_PROCESSES, cpu_count()))
-            for each in map_in_pool(pool, _check_in_worker, names):
+            for each in _map(pool, _check_in_worker, names):
                 done += 1
                 yield each
     if done < len(names):
         threads = ThreadPoolExecutor(cpu_count())
-        yield from map_in_pool(threads, partial(check_picture, source), names[done:])
+        yield from _map(threads, partial(check_picture, source), names[done:])
 
 
-def map_in_pool(
-    pool: Executor, function: Callable[[str], T], names: Sequence[str]
-) -> Generator[T, None, None]:
-    """Yield what a function returns for each name, in order; once closed, begin no other.
-
-    The pool ends with it.
-    """
+def _map(
+    pool: Executor, check: Callable[[str], Checked], names: Sequence[str]
+) -> Generator[Checked, None, None]:
     try:
-        yield from pool.map(function, names, chunksize=CHUNK)
+        yield from pool.map(check, names, chunksize=CHUNK)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender.console import progress_bar
-from face_gender.data.hashing import map_in_pool
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.errors import UnreadablePictureWarning, printable
@@ -22,9 +19,9 @@ from face_gender.faces.detector import (
     Detector,
     Face,
     load_detector,
-    opencv_on_one_core,
 )
 from face_gender.files import cpu_count
+from face_gender.threads import threads_on_one_core_each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,10 +59,9 @@ def find_landmarks(
         return [len(faces), *_as_fractions(faces[0], picture.height, picture.width)]
 
     rows = []
-    found = map_in_pool(ThreadPoolExecutor(cpu_count()), find, names)
     bar = progress_bar(len(names), "faces", shown=progress)
-    with opencv_on_one_core(), closing(found), bar:
-        for row in found:
+    with threads_on_one_core_each(cpu_count()) as pool, bar:
+        for row in pool.map(find, names):
             rows.append(row)
             bar.update()
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=np.float64)

