@@ -45,9 +45,8 @@ _FEWEST = 20  # predictions of which a fraction says something
 def class_histogram(table: pd.DataFrame) -> Figure:
     """Show the number of pictures by split and class, from an index's table."""
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    width = 0.38
     for label, name in enumerate(CLASSES):
-        places = np.arange(len(SPLITS)) + (label - 0.5) * width
+        places = np.arange(len(SPLITS)) + (label - 0.5) * 0.38
         own = table[table["label"] == label]
         heights = [int((own["split"] == split).sum()) for split in SPLITS]
         bars = axes.bar(places, heights, 0.36, label=name, color=COLOURS[name], hatch="//" * label)
@@ -102,7 +101,7 @@ def batch_grid(
 def curves(reports: Sequence[EpochReport]) -> Figure:
     """Show loss and accuracy by epoch, the best epoch marked if it is one of these."""
     epochs = [report.epoch for report in reports]
-    best = next((report for report in reversed(reports) if report.is_best), None)
+    best = [report for report in reports if report.is_best][-1:]  # before these in a resumed run
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     left.plot(epochs, [report.train_loss for report in reports], "o-", label="train")
     left.plot(epochs, [report.val_loss for report in reports], "s--", label="validation")
@@ -113,11 +112,11 @@ def curves(reports: Sequence[EpochReport]) -> Figure:
         style = {"color": COLOURS.get(name), "marker": _SIGNS.get(name)}
         right.plot(epochs, values, ":", label=f"recall {name}", **style)
     right.set(xlabel="epoch", ylabel="fraction correct", ylim=(None, 1.02))
-    found = f": best {best.val_accuracy:.3f} in epoch {best.epoch}" if best else ""
-    right.set_title(f"Validation{found}")
+    found = [f"best {each.val_accuracy:.3f} in epoch {each.epoch}" for each in best]
+    right.set_title(": ".join(["Validation", *found]))
     for axes in (left, right):
-        if best:
-            axes.axvline(best.epoch, color="grey", linewidth=0.8, linestyle="--")
+        for each in best:
+            axes.axvline(each.epoch, color="grey", linewidth=0.8, linestyle="--")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     return _finish(figure)
@@ -200,9 +199,8 @@ def coverage(result: Evaluation) -> Figure:
                       (each.fraction, each.accuracy), (4, 6),
                       textcoords="offset points")  # fmt: skip
     lowest = min(each.accuracy for each in marked)
-    axes.set_xlabel("fraction of the pictures that is predicted")
-    axes.set_ylabel("fraction of these correct")
-    axes.set(xlim=(0, 1.06), ylim=(max(0, lowest - 0.04), 1.01))
+    axes.set(xlabel="fraction of the pictures that is predicted", xlim=(0, 1.06))
+    axes.set(ylabel="fraction of these correct", ylim=(max(0, lowest - 0.04), 1.01))
     axes.set_title("Accuracy of the predictions when unsure ones are left out")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
