@@ -212,6 +212,18 @@ def test_weights_that_do_not_align_see_each_face_by_itself(photos: Path) -> None
     }
 
 
+def test_weights_that_do_not_align_see_small_faces_of_large_photographs(photos: Path) -> None:
+    plain = save_colour_net(Path("plain.pth"))
+    crowd = Image.new("RGB", (3400, 3400), "grey")  # of which the net itself would want an eighth
+    for place in range(20):
+        portrait = Image.open(PORTRAITS[place % len(PORTRAITS)]).convert("RGB").resize((68, 85))
+        crowd.paste(portrait, (place % 5 * 660 + 120, place // 5 * 800 + 150))
+    crowd.save("crowd.jpg")
+    assert run("crowd.jpg", "--weights", plain, "--faces", "all", "--output", "r.json") == 0
+    (faces,) = json.loads(Path("r.json").read_text(encoding="utf-8")).values()
+    assert len(faces) == 20
+
+
 def test_crops_do_not_change_what_weights_that_do_not_align_say(photos: Path) -> None:
     plain = save_colour_net(Path("plain.pth"))
     options = ("--weights", plain, "--format", "full", "--output", "r.json")

@@ -26,7 +26,7 @@ from face_gender.data.sources import Reader
 from face_gender.devices import halving_on_oom, mixed_precision, pick_device
 from face_gender.errors import InputError, excerpt, first_line
 from face_gender.faces.alignment import align as aligned
-from face_gender.faces.detector import Detector, Face, load_detector
+from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
 from face_gender.files import cpu_count, sha256_of
 from face_gender.model.architectures import for_inference, lead_of, probabilities_of, with_mirror
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
@@ -148,7 +148,8 @@ class Classifier:
         preprocessing = self.checkpoint.preprocessing
         try:
             data = read_bytes(name, source)
-            pixels = decode_pixels(data, name, preprocessing.at_least)
+            least = max(preprocessing.at_least, DETECTOR_SIDE if self.every_face else 0)
+            pixels = decode_pixels(data, name, least)
         except UnreadableImage as error:
             return Skipped(name, error.reason)
         if self.detector is None:
