@@ -72,7 +72,13 @@ def forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether a device, or the machine, had no memory left for a tensor."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "unable to find an engine",  # cuDNN, where none of its ways has room
+        "ALLOC_FAILED",  # cuBLAS and cuDNN
+    )
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 

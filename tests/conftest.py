@@ -8,6 +8,9 @@ import os
 # Nets and pictures as small as these are slower on several threads than on one, here and in the
 # processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is tested on the CPU is the same on every machine; tests/test_cuda.py is for a GPU.
+if os.environ.get("FACE_GENDER_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import shutil
 import signal

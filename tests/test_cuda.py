@@ -1,4 +1,7 @@
-"""What depends on a GPU: left out where there is none. `python -m benchmarks.gpu` runs them too."""
+"""What depends on a GPU: left out where there is none, or without FACE_GENDER_GPU=1.
+
+`python -m benchmarks.gpu` runs them too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from face_gender.data.sources import find_images
 from face_gender.model.recipes import get_recipe
 from face_gender.train.loop import train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU, or no FACE_GENDER_GPU=1"
+)
 
 
 def test_cuda_labels_as_the_cpu_does(faces: Path, tmp_path: Path) -> None:

@@ -135,10 +135,20 @@ def test_out_of_memory_halves_the_batch(mixed: Path) -> None:
     assert found == expected
 
 
-def test_a_picture_that_does_not_fit_into_memory_ends_in_a_sentence(mixed: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_picture_that_does_not_fit_into_memory_ends_in_a_sentence(
+    error: RuntimeError, mixed: Path
+) -> None:
     class Full(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
 
     with pytest.raises(InputError, match="memory is too small"):
         list(classify(echo_classifier(Full()), open_source(mixed), ["00.jpg", "01.jpg"], 2, 1))

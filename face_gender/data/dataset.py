@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from face_gender.data.augmentation import sample_uniforms
+from face_gender.data.augmentation import Augmentation, sample_uniforms
 from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, UnreadFile, load_image, load_pixels
 from face_gender.data.index import Index
@@ -130,8 +131,9 @@ def to_input(
     position alone: neither the batch nor the number of workers alters them. ``change``: what else
     is done to (n, 3, H, W) with values 0..255 before it is normalised.
     """
-    images = batch.images.to(device, non_blocking=True)
-    if transform.random:
+    # Only memory that is pinned may be left while it is copied.
+    images = batch.images.to(device, non_blocking=batch.images.is_pinned())
+    if transform.random and transform.preprocessing.augmentation != Augmentation():
         uniforms = sample_uniforms(seed, epoch, batch.positions)
         images = transform.preprocessing.augmentation.apply(images, uniforms)
     return transform.preprocessing.normalized(change(images) if change else images)
@@ -330,6 +332,8 @@ def make_loader(
 
 def _prepare_worker(_: int) -> None:
     load_decoders()  # which a worker that is forked has already
+    if cv2 := sys.modules.get("cv2"):
+        cv2.setNumThreads(1)  # the others are for the other workers
 
 
 def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:

@@ -74,7 +74,7 @@ class Step:
         ``images`` (n, 3, H, W) float32 on the device and their targets, of a batch that has
         ``total`` pictures in all processes together.
         """
-        targets = targets.to(images.device, non_blocking=True)
+        targets = targets.to(images.device, non_blocking=targets.is_pinned())
         backward = partial(self._backward, images, targets, total)
         # The other processes could not follow one that has no memory left.
         smallest = self.smallest if self.world.size == 1 else max(1, len(images))
