@@ -28,6 +28,9 @@ IMAGE_SUFFIXES = frozenset((
 # More than the pixels that images.py accepts take uncompressed: no picture, but a bomb.
 MAX_BYTES = 2**30
 
+# Seconds to wait for other programs on Windows, where a file that one has open is not replaced.
+_PAUSES = (0.1, 0.3, 1.0, 2.0) if os.name == "nt" else ()
+
 # Besides pictures, what no result replaces.
 PRECIOUS = (".zip", ".pth", ".pt", ".safetensors")
 
@@ -155,15 +158,24 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}): "
-            "free space there or name another place."
+            "free space there, close it in other programs, or name another place."
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for pause in _PAUSES:
+        with suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(pause)
+    temporary.replace(path)
 
 
 def remove_leftovers(folder: Path, name: str = "*", seconds: float = 0) -> None:

@@ -367,3 +367,10 @@ def test_the_crop_of_a_long_name_has_a_shorter_one(tmp_path: Path) -> None:
     face = Prediction(f"{'Я' * 118}.jpg", ("male", "female"), (0.9, 0.1), (0, 0, 8, 8), crop=crop)
     (path,) = write_crops(tmp_path, face)
     assert path.parent == tmp_path / "male" and path.name.endswith("Я_0.jpg")
+
+
+def test_the_crop_of_a_name_that_windows_has_not_bears_another(tmp_path: Path) -> None:
+    crop = np.zeros((8, 8, 3), np.uint8)
+    face = Prediction('a/?b"\n*.jpg', ("male", "female"), (0.9, 0.1), (0, 0, 8, 8), crop=crop)
+    (path,) = write_crops(tmp_path, face)
+    assert path == tmp_path / "male" / "a__b____0.jpg"

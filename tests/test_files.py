@@ -126,6 +126,28 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_file(tmp_path: Path) -> Non
     assert snapshot(tmp_path) == before
 
 
+def test_a_file_that_another_program_has_open_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where no file is replaced that a spreadsheet or a scanner of viruses reads."""
+    target, busy, replace = tmp_path / "out.json", [1, 2], Path.replace
+
+    def refused(path: Path, other: Path) -> Path:
+        if busy:
+            busy.pop()
+            raise PermissionError(13, "Access is denied")
+        return replace(path, other)
+
+    monkeypatch.setattr(files, "_PAUSES", (0, 0))
+    monkeypatch.setattr(Path, "replace", refused)
+    write_atomically(target, lambda file: file.write(b"new"))
+    assert target.read_bytes() == b"new"
+    busy += [1, 2, 3]
+    with pytest.raises(InputError, match=r"Access is denied.*close it in other"):
+        write_atomically(target, lambda file: file.write(b"newer"))
+    assert snapshot(tmp_path).keys() == {"out.json"}
+
+
 def test_write_without_a_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         write_atomically(tmp_path / "none" / "out.json", lambda file: file.write(b"x"))

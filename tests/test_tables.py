@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sentences import sentence
 
 from face_gender import files
+from face_gender.data import base_source
 from face_gender.data.sources import is_outside
 from face_gender.data.tables import class_of, decode_1251, read_index, read_labels, write_index
 from face_gender.errors import InputError
@@ -22,6 +23,16 @@ def rows_of(path: Path, content: str | bytes) -> list[list[object]]:
     table = read_labels(path, "give a list")
     assert table["label"].dtype == np.int64
     return table[["path", "label"]].to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    "name", [r"\Windows\a.jpg", r"\\server\share\a.jpg", "C:a.jpg", r"..\a.jpg"]
+)
+def test_names_lead_out_by_the_ways_of_windows_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_source, "PurePath", PureWindowsPath)
+    assert is_outside(name)
 
 
 @settings(deadline=None, max_examples=50)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -45,6 +47,8 @@ _BATCH_WITH_ENGINE = 64
 _MOST_THREADS = 256
 # Faces that the net takes at a time: a group photograph may hold a thousand.
 _MOST_VIEWS = 256
+# Metal ends the process where two threads use it at a time (pytorch issue 197805).
+_ONE_AT_A_TIME = threading.Lock()
 # What weights that do not align see around each of several faces, in widths and heights of its box.
 _AROUND = 0.2
 
@@ -89,8 +93,10 @@ class Classifier:
         May be called from several threads. A batch that does not fit into memory is halved. Raises
         InputError where the net cannot run on pictures of this size.
         """
+        alone = _ONE_AT_A_TIME if self.device.type == "mps" else nullcontext()
         try:
-            return halving_on_oom(self._by_engine if self.engine else self._by_model, pixels)
+            with alone:
+                return halving_on_oom(self._by_engine if self.engine else self._by_model, pixels)
         except (RuntimeError, AssertionError, ValueError) as error:
             height, width = pixels.shape[-2:]
             reason = first_line(error).split(". ")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from PIL import Image
 from face_gender.classify.results import Prediction, Result
 from face_gender.files import make_folder, write_atomically
 
+_IN_NO_NAME = re.compile(r'[<>:"|?*\\\x00-\x1f]')  # of a file on Windows
 _MOST_BYTES = 200  # of the 255 that a name may have; numbers and what is temporary come on top
 
 
@@ -27,7 +29,7 @@ def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Pa
         return []
     written = []
     stem = str(PurePosixPath(result.name.strip("/")).with_suffix("")).replace("/", "_")
-    stem = stem.replace(":", "_").replace("\\", "_").lstrip(".") or "picture"
+    stem = _IN_NO_NAME.sub("_", stem).lstrip(".") or "picture"
     while len(os.fsencode(stem)) > _MOST_BYTES:
         stem = stem[1:]
     for number, face in enumerate((result, *result.others)):

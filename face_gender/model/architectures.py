@@ -174,7 +174,8 @@ def freeze_all_but_head(model: nn.Module) -> None:
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """Move the model, in the memory layout that convolutions are fastest in."""
-    model.to(memory_format=torch.channels_last)
+    if device.type != "mps":  # there they are slower in it, and before torch 2.14 can be wrong
+        model.to(memory_format=torch.channels_last)
     return model.to(device)
 
 
