@@ -22,6 +22,7 @@ from face_gender.devices import mixed_precision
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import evaluate
 from face_gender.faces.detector import Detector, load_detector
+from face_gender.files import cpu_count
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.recipes import RECIPES, get_recipe
@@ -188,6 +189,15 @@ def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: P
 )  # fmt: skip
 def test_a_small_folder_is_shared_by_all_threads(given_: tuple, chosen: tuple) -> None:
     assert choose_load(echo_classifier(), *given_) == chosen
+
+
+@pytest.mark.parametrize(("side", "pictures"), [(96, 32), (112, 31), (224, 7), (1000, 4)])
+def test_a_thread_takes_fewer_of_large_pictures(side: int, pictures: int) -> None:
+    net = echo_classifier()
+    preprocessing = replace(net.checkpoint.preprocessing, height=side, width=side)
+    net = replace(net, checkpoint=replace(net.checkpoint, preprocessing=preprocessing))
+    assert choose_load(net) == (pictures, cpu_count())
+    assert choose_load(net, batch_size=20, workers=2) == (20, 2)
 
 
 def test_each_thread_finds_faces_on_one_core(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

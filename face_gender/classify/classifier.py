@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
     from face_gender.classify.frame import Pictures
 
-# Pictures that a thread takes at a time: a GPU wants many, on a CPU more are no faster.
+# Pictures that a thread takes at a time: a GPU wants many, on a CPU more are no faster. There, of
+# large ones fewer are, as what the net makes of them leaves the processor's caches.
 _BATCH = {"cpu": 32, "cuda": 64}
+_MOST_PIXELS = 400_000
 # With an engine two such batches: the net is then not asked for two or three pictures at a time.
 _BATCH_WITH_ENGINE = 64
 # A system gives no process threads without end.
@@ -294,6 +296,9 @@ def choose_load(
             raise InputError(f"{name} is a whole number above 0, not {value}.")
     workers = min(workers or cpu_count(), _MOST_THREADS)
     usual = _BATCH_WITH_ENGINE if classifier.engine else _BATCH.get(classifier.device.type, 32)
+    if classifier.device.type == "cpu" and not classifier.engine:
+        size = classifier.checkpoint.preprocessing
+        usual = max(4, min(usual, _MOST_PIXELS // (size.height * size.width)))
     batch_size = batch_size or usual
     if count:  # batches of one size, a multiple of the threads: that none is left to work alone
         rounds = math.ceil(count / (workers * batch_size))
