@@ -288,6 +288,29 @@ def test_filters_move_the_counts(show: Callable[..., Page], folder: Path, tmp_pa
     assert tab.locator(".card").all_inner_texts() == ["m_bad.jpg\nempty file"]
 
 
+def test_keys_go_by_their_letters_on_every_latin_keyboard(
+    show: Callable[..., Page], folder: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    write_page(page, twenty(), [], open_source(folder), threshold=0.6)
+    tab = show(page)
+
+    def press(code: str, key: str, shift: bool = False) -> None:
+        tab.evaluate(
+            "e => document.body.dispatchEvent(new KeyboardEvent('keydown', {...e, bubbles: true}))",
+            {"code": code, "key": key, "shiftKey": shift},
+        )
+
+    press("KeyM", ",")  # of a French keyboard, on which M stands where others have a semicolon
+    assert counts(tab)[4] == "0"
+    press("Semicolon", "m")
+    assert counts(tab)[4] == "1"
+    press("Slash", "_", shift=True)  # of a German one, on which the slash stands over the seven
+    assert not tab.locator("#keys").is_visible()
+    press("Digit7", "/", shift=True)
+    assert tab.locator("#name").evaluate("box => box === document.activeElement")
+
+
 def test_labels_by_key_and_click_are_kept_and_exported(
     show: Callable[..., Page], folder: Path, tmp_path: Path
 ) -> None:

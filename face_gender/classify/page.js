@@ -504,7 +504,7 @@ function label(choice) {
   if (choice !== undefined) move(1);
 }
 
-// By the key's place, so that a Russian layout works too.
+// By the code of the key that is so named on a keyboard of the United States.
 const KEYS = {
   ArrowLeft: () => move(-1), ArrowRight: () => move(1),
   ArrowUp: () => move(-columns()), ArrowDown: () => move(columns()),
@@ -533,21 +533,30 @@ function toggleWhole() {
   showPage();
 }
 
+// Latin letters and the slash are keys by their name, wherever a layout has them (AZERTY, QWERTZ);
+// those of other alphabets, such as Russian ones, by their place.
+function codeOf(event) {
+  if (/^[a-z]$/i.test(event.key)) return `Key${event.key.toUpperCase()}`;
+  if (event.key === "/") return "Slash";
+  return /^[ -~]$/.test(event.key) && event.code.startsWith("Key") ? "" : event.code;
+}
+
 function press(event) {
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   const target = event.target;
   if (event.key === "Escape" && !target.closest("dialog")) target.blur();
   if (target.closest("input, select, #keys, #saving")) return;
-  if (event.key === "?" || (event.code === "Slash" && event.shiftKey)) {
+  if (event.key === "?" || (event.code === "Slash" && event.shiftKey && event.key !== "_")) {
     event.preventDefault();
     at("keys").showModal();
     return;
   }
-  if (event.shiftKey) return;
+  if (event.shiftKey && event.key !== "/") return;
+  const code = codeOf(event);
   if (target.closest("button, a") && ["Space", "Enter"].includes(event.code)) return;
   if (at("viewer").open && ["ArrowUp", "ArrowDown", "PageUp", "PageDown", "Home", "End", "KeyW", "KeyE", "Slash"]
-    .includes(event.code)) return;
-  const act = KEYS[event.code];
+    .includes(code)) return;
+  const act = KEYS[code];
   if (!act) return;
   event.preventDefault();
   act();
