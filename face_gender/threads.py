@@ -10,11 +10,14 @@ from functools import partial
 
 
 @contextmanager
-def threads_on_one_core_each(count: int) -> Iterator[ThreadPoolExecutor]:
+def threads_on_one_core_each(
+    count: int, *, leave_running: bool = False
+) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of ``count`` threads in which torch and OpenCV start no threads of their own.
 
     Of these two, those that are loaded; their settings, of the whole process, are restored at the
-    end. Work that has not begun by then is dropped, and after a Ctrl-C none is waited for.
+    end. Work that has not begun by then is dropped; what runs is waited for, but after a Ctrl-C
+    with ``leave_running``, for work that takes long in a process that is about to end.
     """
     torch, cv2 = sys.modules.get("torch"), sys.modules.get("cv2")
     of_torch = torch.get_num_threads() if torch else 0
@@ -27,7 +30,7 @@ def threads_on_one_core_each(count: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     except (KeyboardInterrupt, GeneratorExit):  # also where it is raised outside and this is closed
-        wait = False  # a batch may take long
+        wait = not leave_running
         raise
     finally:
         pool.shutdown(wait, cancel_futures=True)

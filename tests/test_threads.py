@@ -54,7 +54,7 @@ def test_what_has_not_begun_is_dropped_and_what_runs_is_not_waited_for() -> None
         go_on.wait(60)
         done.append(number)
 
-    with pytest.raises(KeyboardInterrupt), threads_on_one_core_each(1) as pool:
+    with pytest.raises(KeyboardInterrupt), threads_on_one_core_each(1, leave_running=True) as pool:
         futures = [pool.submit(work, number) for number in range(3)]
         begun.wait(60)
         raise KeyboardInterrupt
@@ -63,3 +63,21 @@ def test_what_has_not_begun_is_dropped_and_what_runs_is_not_waited_for() -> None
     futures[0].result(60)
     assert done == [0]
     assert [future.cancelled() for future in futures] == [False, True, True]
+
+
+def test_what_runs_is_waited_for() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        begun.set()
+        go_on.wait(60)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt), threads_on_one_core_each(1) as pool:
+        for number in range(3):
+            pool.submit(work, number)
+        begun.wait(60)
+        go_on.set()
+        raise KeyboardInterrupt
+    assert 0 in done

@@ -324,7 +324,7 @@ def classify(
     batch_size, workers = choose_load(classifier, count, batch_size, workers)
     load_decoders(count or 0, workers)
     remaining = iter(names)
-    with threads_on_one_core_each(workers) as pool:
+    with threads_on_one_core_each(workers, leave_running=True) as pool:
         waiting: deque[Future[list[Result]]] = deque()
         while batch := list(itertools.islice(remaining, batch_size)):
             waiting.append(pool.submit(classifier.predict, source, batch))
