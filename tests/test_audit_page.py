@@ -323,6 +323,8 @@ def test_cards_say_what_was_found(
 
 def test_pictures_are_shown(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
     tab = show(big[0])
+    # Those below the window are loaded late: until then Chromium may not decode them.
+    tab.evaluate("[...document.images].forEach((image) => { image.loading = 'eager'; })")
     decoded = "Promise.all([...document.images].map((image) => image.decode()))"
     widths = f"{decoded}.then(() => [...document.images].map((image) => image.naturalWidth))"
     assert tab.evaluate(widths) == [36] * PAGE
