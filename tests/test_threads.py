@@ -45,39 +45,38 @@ def test_torch_and_opencv_have_their_threads_again(error: type[BaseException] | 
     assert later == [(2, 3)]
 
 
+class Work:
+    """Work that goes on when it is told to; ``done`` has the numbers of what came to its end."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.done: list[int] = []
+
+    def __call__(self, number: int) -> None:
+        self.begun.set()
+        self.go_on.wait(60)
+        self.done.append(number)
+
+
 def test_what_has_not_begun_is_dropped_and_what_runs_is_not_waited_for() -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    done: list[int] = []
-
-    def work(number: int) -> None:
-        begun.set()
-        go_on.wait(60)
-        done.append(number)
-
+    work = Work()
     with pytest.raises(KeyboardInterrupt), threads_on_one_core_each(1, leave_running=True) as pool:
         futures = [pool.submit(work, number) for number in range(3)]
-        begun.wait(60)
+        work.begun.wait(60)
         raise KeyboardInterrupt
-    assert done == []
-    go_on.set()
+    assert work.done == []
+    work.go_on.set()
     futures[0].result(60)
-    assert done == [0]
+    assert work.done == [0]
     assert [future.cancelled() for future in futures] == [False, True, True]
 
 
 def test_what_runs_is_waited_for() -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    done: list[int] = []
-
-    def work(number: int) -> None:
-        begun.set()
-        go_on.wait(60)
-        done.append(number)
-
+    work = Work()
     with pytest.raises(KeyboardInterrupt), threads_on_one_core_each(1) as pool:
         for number in range(3):
             pool.submit(work, number)
-        begun.wait(60)
-        go_on.set()
+        work.begun.wait(60)
+        work.go_on.set()
         raise KeyboardInterrupt
-    assert 0 in done
+    assert 0 in work.done
