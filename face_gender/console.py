@@ -8,13 +8,14 @@ import os
 import re
 import signal
 import sys
+import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from face_gender.errors import InputError, printable
+from face_gender.errors import InputError, UnreadablePictureWarning, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,6 +166,15 @@ def _replace(handler: Callable[[int, FrameType | None], None] | signal.Handlers)
 
 def _is_own(number: signal.Signals) -> bool:
     return getattr(signal.getsignal(number), "__module__", None) == __name__
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Say warnings as plain lines of stderr, and every picture that could not be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnreadablePictureWarning)
+        warnings.showwarning = lambda message, *_: print_stderr(f"{message}")
+        yield
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

@@ -11,6 +11,7 @@ from face_gender.console import (
     raise_on_first_signal,
     run_command,
     usage_name,
+    warnings_as_lines,
     without_library_messages,
 )
 
@@ -18,7 +19,6 @@ if __name__ == "__main__":  # before all imports that take a while
     exit_on_signal("face_gender.data: interrupted, nothing was written.")
 
 import argparse
-import warnings
 from collections.abc import Sequence
 
 
@@ -83,8 +83,7 @@ def run(options: argparse.Namespace) -> None:
     from face_gender.data.scan import taken_in_words
 
     raise_on_first_signal()  # from here on, there are files to put away
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print_stderr(f"{message}")
+    with warnings_as_lines():
         index = Index.create(
             options.data,
             options.output,

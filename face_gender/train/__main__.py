@@ -21,11 +21,11 @@ from face_gender.console import (
     first_imports,
     given_path,
     positive,
-    print_stderr,
     print_stdout,
     raise_on_first_signal,
     run_command,
     usage_name,
+    warnings_as_lines,
 )
 from face_gender.errors import InputError
 
@@ -108,15 +108,12 @@ def run(options: argparse.Namespace) -> int:
     """Train and show a line for each epoch."""
     # Imported late: --help and mistakes answer without torch.
     with first_imports():
-        from face_gender.data.dataset import UnreadablePictureWarning
         from face_gender.data.index import Index
         from face_gender.train.loop import train
 
     raise_on_first_signal()  # from here on, a training may be there to go on with
-    with warnings.catch_warnings():
+    with warnings_as_lines():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # --workers is the user's
-        warnings.simplefilter("always", UnreadablePictureWarning)
-        warnings.showwarning = lambda message, *_: print_stderr(f"{message}")
         for report in train(
             choose_recipe(options),
             Index.open(options.index, options.data),
