@@ -15,7 +15,7 @@ COMMANDS = {
     "classify": ("classify", "label face pictures male or female"),
     "split": ("data", "index a folder of pictures and split it into train, val and test"),
     "train": ("train", "train a recipe on an index"),
-    "evaluate": ("evaluate", "say what a model is worth on an index"),
+    "evaluate": ("evaluate", "measure a model on an index"),
     "audit": ("audit", "find copies, wrong labels and bad pictures in a data set"),
     "export": ("export", "write a model as .onnx, which runs faster on a CPU"),
 }

@@ -228,9 +228,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("output", type=not_empty, metavar="OUTPUT", help=place)
     add("--weights", type=Path, metavar="PTH", help="a checkpoint that all machines have")
     add("--address", help="of a Ray cluster (default: this machine alone)")
-    add("--workers", type=positive, default=1, metavar="N", help="at most so many (default: 1)")
+    add("--workers", type=positive, default=1, metavar="N", help="most at a time (default: 1)")
     add("--gpus", type=float, default=0, metavar="N", help="of each worker (default: 0)")
-    add("--threshold", type=probability, default=0.0, metavar="P", help="below is 'uncertain'")
+    add(
+        "--threshold",
+        type=probability,
+        default=0.0,
+        metavar="P",
+        help="label 'uncertain' where the probability is below P (0 to 1)",
+    )
     return parser.parse_args(arguments)
 
 

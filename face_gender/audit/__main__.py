@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         type=given_path,
         dest="pictures",
         metavar="DATA",
-        help="where an index's pictures lie",
+        help="where an index's pictures lie (default: beside the index)",
     )
     add(
         "--apply",
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         type=float,
         default=0.5,
         metavar="S",
-        help="for --apply, over 0, to 1 (default: 0.5)",
+        help="least score for which --apply leaves a picture out, above 0, to 1 (default: 0.5)",
     )
     add("--folds", type=int, default=5, metavar="K", help="default: 5")
     add("--seed", type=int, default=0, help="of folds and split (default: 0)")

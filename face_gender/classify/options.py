@@ -69,13 +69,13 @@ def _add_results(add: Callable[..., object]) -> None:
     add(
         "--explain",
         action="store_true",
-        help="on that page, mark what spoke for the label in the most doubtful pictures",
+        help="on that page, mark the parts that spoke for the label in the 200 least certain faces",
     )
     add(
         "--crops",
         type=given_path,
         metavar="DIR",
-        help="also write the aligned faces, a folder a label",
+        help="also write the aligned faces, into a folder for each label",
     )
     add(
         "--threshold",
@@ -114,7 +114,7 @@ def _add_net(add: Callable[..., object]) -> None:
         "--classes",
         type=class_names,
         metavar="A,B",
-        help="the classes of such a state_dict, in the order of its outputs",
+        help="the classes of such a state_dict, in the order of its outputs, such as female,male",
     )
     add(
         "--device",
@@ -130,8 +130,19 @@ def _add_net(add: Callable[..., object]) -> None:
         "face_gender.export writes; auto runs many pictures in 8 bits by openvino where it is "
         "installed and that is faster, else torch (default: auto)",
     )
-    add("--batch-size", type=positive, metavar="N", help="pictures at a time (default: chosen)")
-    add("--workers", type=positive, metavar="N", help="threads (default: all processors)")
+    add(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="most pictures that a thread takes at a time (default: by device and engine)",
+    )
+    add(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="threads that read pictures and, on a CPU, run the net (default: one for each "
+        "processor)",
+    )
 
 
 def _add_behaviour(add: Callable[..., object]) -> None:

@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
         "--output",
         type=given_path,
         metavar="CSV",
-        help="where to write (default: index.csv inside a folder, beside a .zip)",
+        help="where to write (default: index.csv inside a folder, beside a .zip or CSV)",
     )
     parser.add_argument(
         "--ratios",
@@ -62,8 +62,8 @@ def parse(arguments: Sequence[str] | None, name: str = "face_gender.data") -> ar
         "--align",
         choices=("auto", "never"),
         default="auto",
-        help="never: look for no faces; auto: keep the landmarks of each picture's face, if OpenCV "
-        "is installed (default: auto)",
+        help="auto: find the face of each picture and keep its landmarks, if OpenCV is installed; "
+        "never: look for no faces (default: auto)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing CSV")
     return parser.parse_args(arguments)

@@ -264,7 +264,7 @@ def find_images(
     if not names:
         passed = passed_over_in_words(source.passed_over)
         raise InputError(
-            f"{path} holds no pictures: give the one that does{f' ({passed})' if passed else ''}."
+            f"{path} holds no pictures: name another that does{f' ({passed})' if passed else ''}."
         )
     return source, names
 

@@ -55,8 +55,8 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
     """Read the command line; a mistake ends the program with exit code 2."""
     parser = argparse.ArgumentParser(
         prog=usage_name(name),
-        description="Say what a model is worth on the pictures of an index, with intervals, "
-        "tables and figures.",
+        description="Measure a model on the pictures of an index, with intervals, tables and "
+        "figures.",
         epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted",
     )
     add = parser.add_argument
@@ -86,21 +86,21 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         type=not_empty,
         nargs="+",
         metavar="COLUMN",
-        help="columns of INDEX by whose values to say all again (default: its further columns of "
-        "at most 20 values)",
+        help="columns of INDEX; the figures are repeated for each of their values (default: its "
+        "further columns of 2 to 20 values)",
     )
-    add("--flip", action="store_true", help="the mean of each picture and its mirror image")
+    add("--flip", action="store_true", help="predict the mean of each picture and its mirror image")
     add(
         "--robustness",
         action="store_true",
-        help="predict all again with pictures framed otherwise, blurred and scaled down (slow)",
+        help="predict again with pictures framed otherwise, blurred and scaled down (slow)",
     )
     add(
         "--allow-seen",
         action="store_true",
         help="also evaluate on pictures that the model was trained or chosen on",
     )
-    add("--batch-size", type=positive, default=64, metavar="N", help="default: 64")
+    add("--batch-size", type=positive, default=64, metavar="N", help="pictures (default: 64)")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--quiet", action="store_true", help="say nothing but errors and files left out")
     return parser.parse_args(arguments)

@@ -95,8 +95,8 @@ class Report:
             f"{self.facts['weights']} on {self.facts['index']}, split {self.facts['split']}"
             f"{', each picture with its mirror image' if self.facts['flip'] else ''}",
             self.result.summary(),
-            f"expected calibration error {self.result.calibration_error:.4f}: by so much a "
-            f"confidence misses the fraction that is correct{self._at_temperature_1()}",
+            f"expected calibration error {self.result.calibration_error:.4f}: the mean distance of "
+            f"a confidence from the fraction that is correct{self._at_temperature_1()}",
         ]
         if self.seen:
             total = len(self.result.labels) + len(self.result.skipped)

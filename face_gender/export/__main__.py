@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         help="folder or .zip of pictures like those to be labelled (subfolders too), on which 8 "
         "bits are fitted (default: float32, which is slower)",
     )
-    add("--pictures", type=positive, default=300, metavar="N", help="of them (default: 300)")
+    add("--pictures", type=positive, default=300, metavar="N", help="how many (default: 300)")
     add(
         "--output",
         type=given_path,
@@ -52,7 +52,12 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         help="where to write (default: beside WEIGHTS, where process.py looks for it)",
     )
     add("--recipe", choices=RECIPE_NAMES, help="the net of a WEIGHTS that is a plain state_dict")
-    add("--classes", type=class_names, metavar="A,B", help="its classes, in order")
+    add(
+        "--classes",
+        type=class_names,
+        metavar="A,B",
+        help="the classes of such a state_dict, in the order of its outputs",
+    )
     return parser.parse_args(arguments)
 
 

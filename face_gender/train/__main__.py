@@ -77,13 +77,13 @@ def parse(arguments: Sequence[str] | None, name: str = _NAME) -> argparse.Namesp
         action="store_true",
         help="go on after the last complete epoch in --output; where there is none, begin",
     )
-    add("--epochs", type=positive, metavar="N", help="default: the recipe's")
-    add("--batch-size", type=positive, metavar="N", help="of all processes together")
-    add("--learning-rate", type=_rate, metavar="R", help="the largest; default: the recipe's")
+    add("--epochs", type=positive, metavar="N", help="how many (default: the recipe's)")
+    add("--batch-size", type=positive, metavar="N", help="pictures a step (default: the recipe's)")
+    add("--learning-rate", type=_rate, metavar="R", help="the largest (default: the recipe's)")
     add("--size", type=_size, metavar="HxW", help="of the net's input, such as 96x96")
-    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add("--seed", type=int, default=0, metavar="N", help="of random numbers (default: 0)")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--workers", type=_count, metavar="N", help="processes that read (default: chosen)")
+    add("--workers", type=_count, metavar="N", help="processes that read (default: none on a CPU)")
     add("--float32", action="store_true", help="never calculate in 16 bits (again with --resume)")
     add("--quiet", action="store_true", help="say nothing but errors and files left out")
     options = parser.parse_args(arguments)
