@@ -1,14 +1,13 @@
 """Reproduce the figures of docs/audit.md.
 
-python -m tools.audit_figures natural DATA WORK [--pictures 3000]
+python -m tools.audit_figures natural DATA WORK
 python -m tools.audit_figures planted DATA WORK --portraits OFFICIALS
 python -m tools.audit_figures flips DATA WORK
 python -m tools.audit_figures sheet DATA WORK ISSUE
 
-DATA is a .zip of pictures. ``natural`` audits as many of its pictures as are asked for into
-WORK/natural, compares the exact duplicates with sha256 alone, and, of aaf.zip, says how many of the
-doubted labels are found; what follows needs it. ``planted`` adds 300 altered
-copies and 200 pictures of no face; ``flips`` turns labels, of all pictures and of a cleaned subset;
+DATA is a folder or .zip of pictures. ``natural`` audits it into WORK/natural and compares the exact
+duplicates with sha256 alone; what follows needs it. ``planted`` adds 300 altered copies and 200
+pictures of no face; ``flips`` turns labels, of all pictures and of a cleaned subset;
 ``sheet`` writes the strongest 100 findings of an issue as WORK/ISSUE_0.png, to be looked at.
 """
 
@@ -30,17 +29,12 @@ from face_gender.audit.duplicates import near_duplicates
 from face_gender.audit.run import AuditReport, audit
 from face_gender.console import run_command
 from face_gender.data.images import UnreadableImage, load_image
-from face_gender.data.index import list_pictures
 from face_gender.data.sources import FolderSource, find_images
-from face_gender.data.tables import write_index
 from face_gender.model.checkpoint import load_checkpoint
 from face_gender.model.weights import shipped_weights
 from tools import plant
 
 FOLDS = 5
-OLDEST_BABY = 3  # years, by UTKFace's names
-# The first of the archive's numbers of All-Age-Faces whose published label is male.
-FIRST_MALE = 7200
 
 
 def parse() -> argparse.Namespace:
@@ -51,7 +45,6 @@ def parse() -> argparse.Namespace:
         command = commands.add_parser(name)
         command.add_argument("data", type=Path)
         command.add_argument("work", type=Path)
-        command.add_argument("--pictures", type=int, help="as many, drawn by seed 0 (default: all)")
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         command.add_argument("--weights", type=Path, nargs="+", default=[shipped_weights()])
         if name == "planted":
@@ -63,26 +56,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def index_of(options: argparse.Namespace) -> Path:
-    """Return an index of the pictures asked for, aaf's doubted ones under the published label."""
-    path = options.work / "index.csv"
-    if path.exists():
-        return path
-    table, source, _ = list_pictures(options.data)
-    doubted = [name for name in source.names() if "/unsure/aaf_" in name]
-    numbers = [int(Path(name).stem.split("_")[1]) for name in doubted]
-    returned = pd.DataFrame({"path": doubted, "label": [int(n < FIRST_MALE) for n in numbers]})
-    if options.pictures:
-        table = table.sample(options.pictures - len(returned), random_state=0).sort_index()
-    options.work.mkdir(parents=True, exist_ok=True)
-    write_index(pd.concat([table, returned]).astype({"label": np.int64}), path)
-    return path
-
-
 def natural(options: argparse.Namespace) -> AuditReport:
     """Audit the data as they are."""
-    folder = options.work / "natural"
-    return audit(index_of(options), folder, options.weights, data=options.data)
+    return audit(options.data, options.work / "natural", options.weights)
 
 
 def stage(options: argparse.Namespace, name: str) -> dict[str, npt.NDArray]:
@@ -92,7 +68,7 @@ def stage(options: argparse.Namespace, name: str) -> dict[str, npt.NDArray]:
 
 
 def run_natural(options: argparse.Namespace) -> None:
-    """Print the counts, the exact duplicates beside what sha256 says, and AAF's known errors."""
+    """Print the counts, and the exact duplicates beside what sha256 says."""
     report = natural(options)
     print(report.summary())
     by_hash: dict[str, list[str]] = defaultdict(list)
@@ -106,13 +82,6 @@ def run_natural(options: argparse.Namespace) -> None:
     print(
         f"byte-identical groups: {len(same)} by sha256, the same pictures as the audit's: {equal}"
     )
-    doubted = report.table["path"].str.contains("/unsure/")
-    if doubted.any():
-        suspects = set(report.findings.loc[report.findings["issue"] == "label", "path"])
-        hits = int(report.table["path"][doubted].isin(suspects).sum())
-        print(
-            f"doubted labels: {hits} of {int(doubted.sum())} found, among {len(suspects)} suspects"
-        )
 
 
 def run_planted(options: argparse.Namespace) -> None:
@@ -195,11 +164,9 @@ def report_outliers(
 
 
 def cleaned(report: AuditReport) -> npt.NDArray[np.int64]:
-    """Return the rows of a cleaned subset: no finding, and older than a baby by UTKFace's names."""
+    """Return the rows of a cleaned subset: without a finding, but for blur."""
     listed = set(report.findings.loc[report.findings["issue"] != "blurred", "path"])
-    ages = report.table["path"].str.extract(r"/(\d+)_")[0].astype(float)
-    keep = ~report.table["path"].isin(listed) & ~(ages <= OLDEST_BABY)
-    return np.flatnonzero(keep.to_numpy())
+    return np.flatnonzero(~report.table["path"].isin(listed))
 
 
 def run_flips(options: argparse.Namespace) -> None:
