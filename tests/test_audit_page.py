@@ -204,12 +204,6 @@ def test_labels_of_related_pictures(
     assert data_of(page)["issues"][0]["findings"][0][3] == [[1, expected]]
 
 
-def test_a_related_path_may_hold_the_separator(page: Path) -> None:
-    findings = table(("a", "male", "near_duplicate", 0.9, "x|b|c|y|d"))
-    write_page(page, findings, {"b|c": jpeg("male", 0), "d": jpeg("male", 1)}, "Audit")
-    assert data_of(page)["paths"] == ["a", "x", "b|c", "y", "d"]
-
-
 def test_a_thousand_copies_are_counted(page: Path) -> None:
     related = "|".join(f"copy {i}" for i in range(1_000))
     write_page(page, table(("a", "male", "exact_duplicate", 1.0, related)), {}, "Audit")

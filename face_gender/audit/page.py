@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +83,6 @@ HEADINGS = {
 MAX_RELATED = 24
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-# How many pieces a related path may fall into because its name holds the separator itself.
-_MOST_PIECES = 4
 
 
 class _Finding(NamedTuple):
@@ -114,7 +112,7 @@ def write_page(
     field. ``summary``: names and values for the head of the page. Equal arguments give equal bytes.
     Raises InputError where ``path`` cannot be written.
     """
-    rows = _read(findings, thumbnails)
+    rows = _read(findings)
     store = _Store(thumbnails)
     data = {
         "issues": _tabs(rows, store),
@@ -159,29 +157,17 @@ class _Store:
             yield b'<script type="text/plain" id="t%d">%b</script>\n' % (number, encoded)
 
 
-def _read(findings: pd.DataFrame, thumbnails: Mapping[str, bytes]) -> list[_Finding]:
+def _read(findings: pd.DataFrame) -> list[_Finding]:
     label_of = dict(zip(findings["path"], findings["label"], strict=True))
-    known, rows = label_of.keys() | thumbnails.keys(), []
+    rows = []
     for row in findings.itertuples(index=False):
-        related = _split(row.related, known)
+        related = row.related.split("|") if row.related else []
         own = [label_of.get(each) or _implied_label(row.issue, row.label) for each in related]
         rows.append(
             _Finding(row.path, row.label, row.issue, row.score, related, own,
                      row.suggestion, row.looks_like)
         )  # fmt: skip
     return rows
-
-
-def _split(related: str, known: Collection[str]) -> list[str]:
-    """Return the paths joined by "|", also where a known path holds that sign itself."""
-    pieces = related.split("|") if related else []
-    paths, start = [], 0
-    while start < len(pieces):
-        ends = range(start + 1, min(start + _MOST_PIECES, len(pieces)) + 1)
-        end = next((e for e in ends if "|".join(pieces[start:e]) in known), start + 1)
-        paths.append("|".join(pieces[start:end]))
-        start = end
-    return paths
 
 
 def _implied_label(issue: str, label: str) -> str:
