@@ -15,7 +15,7 @@ from torchvision.transforms.functional import gaussian_blur
 from face_gender.data.index import Index
 from face_gender.evaluate.metrics import Evaluation
 from face_gender.evaluate.predict import evaluate_changed
-from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.checkpoint import Checkpoint
 
 MARGINS = (0.1, 0.2, 0.3, 0.4)
 ZOOMS = (1.2, 1.4)
@@ -124,13 +124,6 @@ def evaluate_conditions(
 
     ``options`` and errors: those of `evaluate.predict.evaluate`.
     """
-    checkpoint = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
-    side = min(checkpoint.preprocessing.height, checkpoint.preprocessing.width)
-    # A size that the net's own pictures do not have changes none of them.
-    same = [each for each in CONDITIONS if each.kind == "size" and each.value >= side]
-    asked = [each for each in CONDITIONS if each not in same]
-    changes = [None if each.kind == "none" else each.change for each in asked]
-    found = dict(
-        zip(asked, evaluate_changed(weights, index, split, changes, **options), strict=True)
-    )
-    return {each: found[AS_GIVEN if each in same else each] for each in CONDITIONS}
+    changes = [None if each is AS_GIVEN else each.change for each in CONDITIONS]
+    found = evaluate_changed(weights, index, split, changes, **options)
+    return dict(zip(CONDITIONS, found, strict=True))
