@@ -24,7 +24,6 @@ CAVEAT = (
 # Cells of a map's shorter side, at least. The last map of a net for small pictures has 3: hiding
 # what that marks does no more than hiding any other part (docs/explanations.md).
 _CELLS = 10
-_BATCH = 32  # pictures whose intermediate results are in memory at a time
 # Seen on grey by the colour-blind too (Okabe and Ito's orange, a little brighter).
 _ORANGE, _OPAQUE = (255.0, 160.0, 0.0), 0.8
 
@@ -32,19 +31,24 @@ _ORANGE, _OPAQUE = (255.0, 160.0, 0.0), 0.8
 def explain(model: nn.Module, images: Tensor, classes: Tensor | int | None = None) -> Tensor:
     """Return what spoke for a class where, float32 (n, H, W) on the CPU, 0..1, 1 the most.
 
-    ``images``: (n, 3, H, W), normalised, as the model takes them. ``classes``: (n,) int64 or one
-    number, the outputs to explain; None: the highest. LayerCAM (Jiang et al., 2021,
-    doi:10.1109/TIP.2021.3089943) on the last map of at least 10 x 10 cells: its values, where their
-    gradient is positive, times that gradient, summed over the channels. A picture that nothing
-    speaks for gets zeros. The model is run in eval mode and left as it was.
+    ``model``: in eval mode. ``images``: (n, 3, H, W), normalised, as the model takes them.
+    ``classes``: (n,) int64 or one number, the outputs to explain; None: the highest. LayerCAM
+    (Jiang et al., 2021, doi:10.1109/TIP.2021.3089943) on the last map of at least 10 x 10 cells:
+    its values, where their gradient is positive, times that gradient, summed over the channels. A
+    picture that nothing speaks for gets zeros.
     """
-    chosen = None if classes is None else torch.as_tensor(classes).expand(len(images))
-    maps = [torch.zeros(0, *images.shape[2:])]
-    with _in_eval_mode(model):
-        for start in range(0, len(images), _BATCH):
-            part = slice(start, start + _BATCH)
-            maps.append(_explain(model, images[part], None if chosen is None else chosen[part]))
-    return torch.cat(maps)
+    with torch.inference_mode(False), torch.enable_grad():
+        images = images.clone().requires_grad_()
+        with _last_map(model, images) as found:
+            outputs = model(images)
+        chosen = outputs.argmax(1) if classes is None else torch.as_tensor(classes)
+        chosen = chosen.to(outputs.device).expand(len(images))
+        own = outputs.gather(1, chosen[:, None])
+        (gradient,) = torch.autograd.grad(own.sum(), found[-1])
+    maps = (gradient.float().relu() * found[-1].detach().float()).sum(1, keepdim=True).relu()
+    maps = nn.functional.interpolate(maps, size=images.shape[2:], mode="bilinear")[:, 0]
+    top = maps.amax((1, 2), keepdim=True)
+    return (maps / top.where(top > 0, 1)).cpu()
 
 
 def overlays(
@@ -64,32 +68,6 @@ def overlays(
     mixed = grey * (1 - opacity) + torch.tensor(_ORANGE) * opacity
     drawn: npt.NDArray[np.uint8] = mixed.round().to(torch.uint8).numpy()
     return drawn
-
-
-def _explain(model: nn.Module, images: Tensor, classes: Tensor | None) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
-        images = images.clone().requires_grad_()
-        with _last_map(model, images) as found:
-            outputs = model(images)
-        if classes is None:
-            classes = outputs.argmax(1)
-        own = outputs.gather(1, classes.to(outputs.device)[:, None])
-        (gradient,) = torch.autograd.grad(own.sum(), found[-1])
-    maps = (gradient.float().relu() * found[-1].detach().float()).sum(1, keepdim=True).relu()
-    maps = nn.functional.interpolate(maps, size=images.shape[2:], mode="bilinear")[:, 0]
-    top = maps.amax((1, 2), keepdim=True)
-    return (maps / top.where(top > 0, 1)).cpu()
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
