@@ -36,14 +36,6 @@ _LZMA_MEMORY = 2**28
 # Flags of an encrypted member: its bytes, strongly, the directory too.
 _ENCRYPTED = 0b10_0000_0100_0001
 _UTF8_FLAG = 0x800
-_AES = 99
-# APPNOTE.TXT 4.4.5; those that Python reads are not among them.
-_METHODS = {
-    1: "Shrink", 2: "Reduce", 3: "Reduce", 4: "Reduce", 5: "Reduce", 6: "Implode", 9: "Deflate64",
-    10: "PKWARE DCL Implode", 16: "z/OS CMPSC", 18: "IBM TERSE", 19: "IBM LZ77", 20: "Zstandard",
-    93: "Zstandard", 94: "MP3", 95: "XZ", 96: "WinZip JPEG", 97: "WavPack", 98: "PPMd",
-    _AES: "WinZip AES",
-}  # fmt: skip
 
 
 class ArchiveSource(BaseSource):
@@ -114,12 +106,10 @@ class ArchiveSource(BaseSource):
         """Return the bytes of one member. Raises OSError where it is missing or damaged."""
         info = self._info(name)
         method, packed, size = info.compress_type, info.compress_size, info.file_size
-        if info.flag_bits & _ENCRYPTED or method == _AES:
-            by = "AES" if method == _AES or b"\x01\x99" in info.extra else "ZipCrypto"
-            raise OSError(f"encrypted in the archive ({by}): unpack it with 7-Zip")
+        if info.flag_bits & _ENCRYPTED:
+            raise OSError("encrypted in the archive: unpack it with 7-Zip")
         if method not in _UNPACKED_BY:
-            by = _METHODS.get(method, f"method {method}")
-            raise OSError(f"packed by {by}, which Python does not read: unpack it with 7-Zip")
+            raise OSError(f"packed by method {method}, which is not read: unpack it with 7-Zip")
         check_size(size)
         least, ratio = MOST_PACKED
         if size > least and size > ratio * packed:
