@@ -6,8 +6,7 @@ Processes of their own read the files, a batch each, so that one that crashes, h
 memory is named and ends no more than itself. Printed are: how many files were read, how many were
 refused for which reason, which of these the second decoder reads, which pictures it shows otherwise
 (by over 4 levels of 255 in the mean), the slowest files, and the largest memory of a process. The
-second decoder is libvips (`pip install "pyvips[binary]"`), or OpenCV where that is not installed;
-OpenCV's pictures are not compared where they have transparency, which it drops.
+second decoder is libvips (`pip install "pyvips[binary]"`).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyvips
 
 from face_gender.data.images import UnreadableImage, load_image
 
@@ -34,16 +34,7 @@ Answer = dict[str, Any]  # name, reason ("" where it was read), seconds, second,
 
 
 def second_pixels(path: Path) -> npt.NDArray[np.uint8]:
-    """Decode a file by libvips or OpenCV, (H, W, 3), upright, transparency over white."""
-    try:
-        import pyvips
-    except ImportError:
-        import cv2
-
-        found = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-        if found is None:
-            raise OSError("OpenCV reads none") from None
-        return np.asarray(found[..., ::-1], np.uint8)
+    """Decode a file by libvips, (H, W, 3), upright, transparency over white."""
     image = pyvips.Image.new_from_file(str(path)).autorot().colourspace("srgb")
     image = image.flatten(background=255) if image.hasalpha() else image
     values = image.cast("uchar").numpy().reshape(image.height, image.width, -1)
