@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,29 +49,6 @@ def plain_loop(model: nn.Module, data: UsualDataset) -> None:
     """Label through a DataLoader with a worker for each core, in float32."""
     for images in DataLoader(data, batch_size=32, num_workers=cpu_count()):
         model(images).softmax(1).tolist()
-
-
-def hugging_face(checkpoint: Checkpoint, paths: list[Path]) -> Callable[[], object] | None:
-    """Return the Hugging Face pipeline over these files with a ResNet18 of the same shape."""
-    try:
-        from transformers import (
-            ConvNextImageProcessor,
-            ResNetConfig,
-            ResNetForImageClassification,
-            pipeline,
-        )
-    except ImportError:
-        return None
-    size = checkpoint.preprocessing.height
-    config = ResNetConfig(
-        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2],
-        layer_type="basic", num_labels=2,
-    )  # fmt: skip
-    processor = ConvNextImageProcessor(size={"shortest_edge": size}, crop_pct=1.0)
-    model = ResNetForImageClassification(config).eval()
-    run: Any = pipeline("image-classification", model=model, image_processor=processor)
-    names = [str(path) for path in paths]
-    return lambda: list(run(names, batch_size=32))
 
 
 def in_threads(count: int, work: Callable[[int], object]) -> None:
@@ -171,9 +147,6 @@ def measure(options: argparse.Namespace, work: Path) -> None:
         "one at a time": lambda: rate(len(few), lambda: one_at_a_time(plain, data)),
         "plain DataLoader": lambda: rate(len(few), lambda: plain_loop(plain, data)),
     }
-    face = hugging_face(net.checkpoint, few)
-    if face is not None:
-        ways["Hugging Face pipeline"] = lambda: rate(len(few), face)
     speed = medians(alternate(ways, options.repetitions))
     bound = 1 / (1 / speed["decoding alone"] + 1 / speed["net alone"])
     own = speed["process.py"]
