@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,8 +78,8 @@ class Judge:
         key = key_of(source.path, *names, *(_stamp(source, each) for each in names))
 
         def make() -> Arrays:
-            with self._bar("pictures", len(names)) as bar:
-                return pictures.measure_all(source, names, self.jobs, bar)
+            with progress_bar(len(names), "pictures", shown=self.progress) as bar:
+                return pictures.measure_all(source, names, self.jobs, bar.update)
 
         return self.stages.get("pictures", key, make)
 
@@ -106,8 +106,9 @@ class Judge:
         rows = np.array(list(first_of.values()), dtype=np.int64)
 
         def make() -> Arrays:
-            with self._bar("near-duplicates", len(rows)) as bar:
-                found = duplicates.near_duplicates(measured["fingerprints"][rows], self.jobs, bar)
+            prints = measured["fingerprints"][rows]
+            with progress_bar(len(rows), "near-duplicates", shown=self.progress) as bar:
+                found = duplicates.near_duplicates(prints, self.jobs, bar.update)
             first, second = rows[found.first], rows[found.second]
             return {
                 "first": np.minimum(first, second),
@@ -127,9 +128,9 @@ class Judge:
         key = key_of(hashes, checkpoint.recipe.arch, checkpoint.preprocessing, weights, faces)
 
         def make() -> Arrays:
-            with self._bar("embeddings", len(hashes)) as bar:
-                table, source = self.given.table, self.given.source
-                return embeddings.embed_all(checkpoint, table, source, self.jobs, bar)
+            table, source = self.given.table, self.given.source
+            with progress_bar(len(hashes), "embeddings", shown=self.progress) as bar:
+                return embeddings.embed_all(checkpoint, table, source, self.jobs, bar.update)
 
         return self.stages.get(f"embeddings_{number}", key, make)
 
@@ -167,11 +168,6 @@ class Judge:
             return []
         found: list[list[float]] = coordinates_of(self.given.table).tolist()
         return found
-
-    @contextmanager
-    def _bar(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
-        with progress_bar(total, name, shown=self.progress) as bar:
-            yield bar.update
 
 
 def _stamp(source: Source, name: str) -> tuple[int, int]:

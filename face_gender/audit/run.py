@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
 from face_gender import CLASSES
 from face_gender.audit.findings import COLUMNS, ISSUES, clean
@@ -19,6 +17,7 @@ from face_gender.audit.inputs import AuditInput, Index, open_input
 from face_gender.audit.judge import Judge, Judgement
 from face_gender.audit.page import write_page
 from face_gender.audit.stages import Stages
+from face_gender.classify.page import thumbnail
 from face_gender.console import progress_bar
 from face_gender.data.base_source import without_resume
 from face_gender.data.images import UnreadableImage, load_image
@@ -34,7 +33,7 @@ from face_gender.threads import threads_on_one_core_each
 
 # The page shows so many findings of an issue; audit.csv has them all.
 _SHOWN = 2_000
-_THUMBNAIL = (96, 96)
+_THUMBNAIL = 96  # pixels of the longer side
 _RATIOS = (70, 15, 15)
 
 
@@ -214,10 +213,6 @@ def _write_html(path: Path, report: AuditReport, jobs: int, progress: bool) -> N
 def _thumbnail(name: str, source: Source) -> bytes:
     """Return a small JPEG of a picture, nothing for one that cannot be read."""
     try:
-        image = load_image(name, source)
+        return thumbnail(load_image(name, source), _THUMBNAIL)
     except UnreadableImage:
         return b""
-    image.thumbnail(_THUMBNAIL, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75)
-    return buffer.getvalue()

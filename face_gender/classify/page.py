@@ -249,9 +249,9 @@ def _shoot(source: Source, name: str, boxes: Sequence[Box | None]) -> _Shots | N
     boxes = [box and scaled(box, scale) for box in boxes]
     small = [box for box in boxes if box and box[2] * box[3] < _WHOLE * image.width * image.height]
     if not small:
-        return _Shots(size, [_jpeg(image, _SIDE)] * len(boxes), None)
-    shots = [_jpeg(_cut_out(image, box) if box else image, _SIDE) for box in boxes]
-    return _Shots(size, shots, _jpeg(image, _PHOTO_SIDE))
+        return _Shots(size, [thumbnail(image, _SIDE)] * len(boxes), None)
+    shots = [thumbnail(_cut_out(image, box) if box else image, _SIDE) for box in boxes]
+    return _Shots(size, shots, thumbnail(image, _PHOTO_SIDE))
 
 
 def _cut_out(image: Image.Image, box: Box) -> Image.Image:
@@ -260,7 +260,8 @@ def _cut_out(image: Image.Image, box: Box) -> Image.Image:
     return image.crop(around(box, image.size, margin, margin))
 
 
-def _jpeg(image: Image.Image, side: int) -> bytes:
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """Return a picture as a JPEG file of at most so many pixels a side."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     file = io.BytesIO()
@@ -275,7 +276,7 @@ def _explained(
 ) -> dict[int, int]:
     """Return the thumbnail's number of each explanation, by the prediction's place."""
     return {
-        place: thumbnails.add(_jpeg(Image.fromarray(explanations[each]), 2 * _SIDE))
+        place: thumbnails.add(thumbnail(Image.fromarray(explanations[each]), 2 * _SIDE))
         for place, each in enumerate(ordered)
         if each in explanations
     }

@@ -28,7 +28,7 @@ from face_gender.files import cpu_count, make_folder, remove_leftovers, sha256_o
 WORTH_COMPILING = 1_000
 WORTH_MAKING = 5_000
 
-_CALIBRATED_ON = 300
+_CALIBRATED_ON = 300  # pictures
 _LOOKED_AT = 60
 _MOST_KEPT = 8  # graphs, of some 10 MB each
 _STALE = 3600  # seconds after which an unfinished file is nobody's
@@ -91,7 +91,7 @@ def cached_path(
     classifier: Classifier, weights: Path, source: Source, names: Sequence[str]
 ) -> Path:
     """Return where the graph of these weights lies, or would, as fitted to these pictures."""
-    calibration = [(name, source.stamp(name)) for name in _calibration(names)]
+    calibration = [(name, source.stamp(name)) for name in evenly(names, _CALIBRATED_ON)]
     checkpoint = classifier.checkpoint
     made_of = [
         _FORMAT,
@@ -121,11 +121,6 @@ def _installed(*names: str) -> bool:
     return all(find_spec(name) is not None for name in names)
 
 
-def _calibration(names: Sequence[str]) -> list[str]:
-    """Return the pictures to fit to."""
-    return evenly(names, _CALIBRATED_ON)
-
-
 def _is_unsure(classifier: Classifier, source: Source, names: Sequence[str]) -> bool:
     """Tell whether two classes are within MARGIN of each other in most of some pictures."""
     plain = replace(classifier, checkpoint=replace(classifier.checkpoint, temperature=1.0))
@@ -145,7 +140,10 @@ def _make(
     make_folder(path.parent, "XDG_CACHE_HOME")
     say(f"fitting an 8-bit graph to these pictures, kept in {path.parent}: --engine torch does not")
     batches = calibration_batches(
-        classifier.checkpoint.preprocessing, classifier.detector, source, _calibration(names)
+        classifier.checkpoint.preprocessing,
+        classifier.detector,
+        source,
+        evenly(names, _CALIBRATED_ON),
     )
     write_graph(classifier.checkpoint, weights, path, batches)
     remove_leftovers(path.parent, seconds=_STALE)
