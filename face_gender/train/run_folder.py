@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import filecmp
-import io
 import math
 import os
 import re
@@ -15,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
 from face_gender.errors import InputError
@@ -247,11 +246,8 @@ def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
 
 
 def _csv(history: Sequence[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue().encode()
+    text: str = pd.DataFrame(history).to_csv(index=False, lineterminator="\n", na_rep="nan")
+    return text.encode()
 
 
 def _same(one: Path, other: Path) -> bool:
