@@ -169,7 +169,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and value > 0  # type: ignore[operator]
 
 
-_PUBLISHED = (
+_ALL = (
     Recipe(
         name="resnet18",
         arch="resnet18",
@@ -215,9 +215,6 @@ _PUBLISHED = (
         best_by="val_loss",
         patience=10,
     ),
-)
-
-_OWN = (
     Recipe(
         name="resnet18_tuned",
         arch="resnet18",
@@ -254,7 +251,7 @@ _OWN = (
     ),
 )
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({each.name: each for each in _PUBLISHED + _OWN})
+RECIPES: Mapping[str, Recipe] = MappingProxyType({each.name: each for each in _ALL})
 
 
 def get_recipe(name: str, /, size: tuple[int, int] | None = None, **changes: Any) -> Recipe:
