@@ -270,12 +270,10 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
     return _gallery(pictures, titles, columns, title)
 
 
-def explained_mistakes(
-    result: Evaluation, source: Source, checkpoint: Checkpoint, most: int = 8
-) -> Figure:
+def explained_mistakes(result: Evaluation, source: Source, checkpoint: Checkpoint) -> Figure:
     """Show the first of `mistakes` as the net saw them, and below each where it looked."""
     wrong = result.mistakes()
-    chosen = (wrong if len(wrong) else result.confidence.argsort())[:most].tolist()
+    chosen = (wrong if len(wrong) else result.confidence.argsort())[:8].tolist()
     loaded = {i: _try_load(str(result.paths[i]), source) for i in chosen}
     readable = {i: np.array(image) for i, image in loaded.items() if image is not None}
     what = "most confident mistakes" if len(wrong) else "least confident predictions"
@@ -325,14 +323,14 @@ def worst_findings(findings: pd.DataFrame, source: Source, columns: int = 8) -> 
 
 
 def predictions_grid(
-    predictions: Sequence[Prediction], labels: Sequence[str], source: Source, columns: int = 8
+    predictions: Sequence[Prediction], labels: Sequence[str], source: Source
 ) -> Figure:
     """Show classified pictures, each under its prediction; red where its label differs."""
     pictures = [_try_load(each.name, source) for each in predictions]
     correct = [each.label() == label for each, label in zip(predictions, labels, strict=True)]
     titles = [f"{each.label()} {each.confidence:.0%}" for each in predictions]
     title = f"Predictions of process.py: {sum(correct)} of {len(correct)} correct, others in red"
-    figure = _gallery(pictures, titles, columns, title)
+    figure = _gallery(pictures, titles, 8, title)
     for axes, label, is_correct in zip(figure.axes, labels, correct, strict=False):
         if not is_correct:
             axes.title.set(text=f"{axes.get_title()}\nlabelled {label}", color="#c00000")

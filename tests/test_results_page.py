@@ -352,10 +352,8 @@ def test_names_of_any_kind_come_back_from_the_page(
         draw_face(CLASSES[i % 2], i).save(tmp_path / "in" / os.fsdecode(os.fsencode(name)))
     page = tmp_path / "page.html"
     found = [predicted(name, CLASSES[i % 2], 0.9) for i, name in enumerate(names)]
-    title = "</title><script>alert(1)</script>"
-    write_page(page, found, [], open_source(tmp_path / "in"), title=title, thumbnails_limit=0)
+    write_page(page, found, [], open_source(tmp_path / "in"), thumbnails_limit=0)
     tab = show(page)
-    assert tab.title() == title
     assert set(shown(tab)) >= {"\\xff\\x80,b.jpg", "\\u202egpj.exe.jpg", NASTY[0]}
     for place in range(len(names)):  # linked to, each of them
         image = tab.locator(".card img").nth(place)

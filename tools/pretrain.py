@@ -101,18 +101,16 @@ class Numbers:
         return distance.mean()
 
 
-def targets(
-    table: pd.DataFrame, teacher: npt.NDArray[np.float64], most: float = 0.7
-) -> npt.NDArray[np.float32]:
+def targets(table: pd.DataFrame, teacher: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Return the probability of female to learn, (n,): of the label and the teacher.
 
-    The teacher counts ``most``, on children and people over 65 0.4; where it contradicts a label
+    The teacher counts 0.7, on children and people over 65 0.4; where it contradicts a label
     of the ages between with certainty, it stands alone.
     """
     label = table["label"].to_numpy(float)
     age = pd.to_numeric(table["age"], errors="coerce").to_numpy(float)
-    share = np.where((age < 13) | (age > 65), 0.4, most)
-    share[(table["known"] == "no") | ((np.abs(teacher - label) > 0.95) & (share == most))] = 1
+    share = np.where((age < 13) | (age > 65), 0.4, 0.7)
+    share[(table["known"] == "no") | ((np.abs(teacher - label) > 0.95) & (share == 0.7))] = 1
     return (share * teacher + (1 - share) * label).clip(0.02, 0.98).astype(np.float32)
 
 

@@ -136,7 +136,7 @@ def answers(faces: Faces, teachers: Teachers, beside: Path, batch: int = 16) -> 
     return known
 
 
-def fitted(inputs: Array, labels: Array, seed: int, epochs: int = 12, size: int = 256) -> nn.Module:
+def fitted(inputs: Array, labels: Array, seed: int) -> nn.Module:
     """Return a net of one hidden layer that tells labels (n,) from inputs (n, numbers)."""
     torch.manual_seed(seed)
     net = nn.Sequential(
@@ -147,6 +147,7 @@ def fitted(inputs: Array, labels: Array, seed: int, epochs: int = 12, size: int 
         nn.Linear(256, 1),
     )
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
+    epochs, size = 12, 256  # of a batch
     steps = epochs * -(-len(inputs) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
     known, wanted = torch.from_numpy(inputs), torch.from_numpy(labels * 0.96 + 0.02).float()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import heapq
-import html
 import io
 import itertools
 import json
@@ -57,7 +56,6 @@ def write_page(
     source: Source,
     *,
     threshold: float = 0.0,
-    title: str = "Predictions",
     facts: Sequence[tuple[str, str]] = (),
     thumbnails_limit: int = THUMBNAILS_LIMIT,
     explanations: Mapping[Prediction, npt.NDArray[np.uint8]] | None = None,
@@ -92,7 +90,6 @@ def write_page(
     }
     here = Path(__file__)
     pieces = {
-        "title": [html.escape(title).encode("utf-8", "backslashreplace")],
         "data": [as_json(data)],
         "script": [here.with_suffix(".js").read_bytes()],
         "thumbnails": thumbnails.blocks(),

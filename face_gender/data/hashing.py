@@ -146,13 +146,13 @@ def row_hashes(table: pd.DataFrame, source: Source) -> list[str]:
     return [value.lower() for value in stored]
 
 
-def check_matches(table: pd.DataFrame, source: Source, sample: int = 64) -> None:
+def check_matches(table: pd.DataFrame, source: Source) -> None:
     """Raise InputError where an index was made of other pictures than those of ``source``.
 
     Evenly spaced rows are compared, not all: it is another data set's index that this is to
     find. Files that are gone or changed since are not its concern, unless most of them are.
     """
-    places = np.linspace(0, len(table) - 1, min(sample, len(table))).astype(int)
+    places = np.linspace(0, len(table) - 1, min(64, len(table))).astype(int)
     rows = table.iloc[places]
     names = rows["path"].tolist()
     stored = rows["sha256"].tolist() if "sha256" in rows else [""] * len(rows)

@@ -198,10 +198,8 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint | dict[str, Tensor]
     return find_tensors(content, path)
 
 
-def start_from(
-    model: nn.Module, path: str | os.PathLike[str], name: str, classes: Sequence[str] = CLASSES
-) -> Tensor:
-    """Load the weights of any such file into a net that is to be trained for ``classes``.
+def start_from(model: nn.Module, path: str | os.PathLike[str], name: str) -> Tensor:
+    """Load the weights of any such file into a net that is to be trained for `CLASSES`.
 
     A last layer for other classes stays new, with a warning. ``name``: of the net, for sentences.
     Returns the hashes, (n,) int64, of the pictures that the weights have seen, as far as the file
@@ -216,8 +214,8 @@ def start_from(
             if key in weights and key in own and weights[key].shape != own[key].shape:
                 warnings.warn(f"{path}: {key} is for other classes, it starts anew", stacklevel=2)
                 weights[key] = own[key]
-            elif key in weights and known and sorted(known.classes) == sorted(classes):
-                weights[key] = weights[key][[known.classes.index(each) for each in classes]]
+            elif key in weights and known and sorted(known.classes) == sorted(CLASSES):
+                weights[key] = weights[key][[known.classes.index(each) for each in CLASSES]]
         load_weights(model, weights, name)
     except InputError as error:
         raise InputError(f"{os.fspath(path)}: {error}") from error
