@@ -9,7 +9,6 @@ import argparse
 import itertools
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from face_gender.files import cpu_count
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
 from face_gender.model.recipes import get_recipe
+from face_gender.threads import threads_on_one_core_each
 
 COMPARED = 2_000  # pictures that are answered in float32 too
 
@@ -51,12 +51,6 @@ def plain_loop(model: nn.Module, data: UsualDataset) -> None:
         model(images).softmax(1).tolist()
 
 
-def in_threads(count: int, work: Callable[[int], object]) -> None:
-    """Run ``work(i)`` in as many threads, each on one core."""
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(work, range(count)))
-
-
 def bare_model(
     net: Classifier, batch: int, streams: int, pictures_each: int = 256
 ) -> Callable[[], float]:
@@ -77,7 +71,8 @@ def bare_model(
     def measure() -> float:
         if streams == 1:
             return rate(rounds * batch, lambda: run(0))
-        return rate(rounds * batch * streams, lambda: in_threads(streams, run))
+        with threads_on_one_core_each(streams) as pool:
+            return rate(rounds * batch * streams, lambda: list(pool.map(run, range(streams))))
 
     return measure
 

@@ -32,6 +32,7 @@ from face_gender.data.preprocessing import stack
 from face_gender.export.graph import export
 from face_gender.files import cpu_count
 from face_gender.model.architectures import lead_of, probabilities_of
+from face_gender.threads import threads_on_one_core_each
 
 Way = Callable[[Tensor], Tensor]
 AGAIN = ("OpenVINO int8, close ones again (--engine openvino)", "the same, again in 16 bits")
@@ -107,7 +108,7 @@ def all_ways(options: argparse.Namespace, work: Path) -> dict[str, Way]:
 
 def label_all(way: Way, batches: Sequence[Tensor]) -> Tensor:
     """Return the probabilities of all batches, labelled by a thread for each processor."""
-    with ThreadPoolExecutor(cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with threads_on_one_core_each(cpu_count()) as pool:
         return torch.cat(list(pool.map(way, batches)))
 
 
