@@ -53,25 +53,14 @@ class Augmentation:
     background: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "rotation"):
-            if not is_number(getattr(self, name)):
-                raise ValueError(f"{name} is a number.")
-        for name in _FRACTIONS:
-            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
-                value = reprlib.repr(getattr(self, name))
-                raise ValueError(f"{name} is a number from 0 to 1, not {value}.")
-        pair = isinstance(self.zoom, tuple) and len(self.zoom) == 2
-        if (
-            not pair
-            or not all(map(is_number, self.zoom))
-            or not 0 < self.zoom[0] <= self.zoom[1] < math.inf
-        ):
+        for name, most in {**dict.fromkeys(_FRACTIONS, 1), "rotation": 180}.items():
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= most:
+                raise ValueError(f"{name} is a number from 0 to {most}, not {reprlib.repr(value)}.")
+        zoom = self.zoom if isinstance(self.zoom, tuple) and len(self.zoom) == 2 else (0.0, 0.0)
+        if not all(map(is_number, zoom)) or not 0 < zoom[0] <= zoom[1]:
             value = reprlib.repr(self.zoom)
             raise ValueError(f"zoom is a smallest and a largest scale above 0, not {value}.")
-        if not 0 <= self.horizontal_flip <= 1:
-            raise ValueError(f"horizontal_flip is a probability, not {self.horizontal_flip}.")
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(f"rotation is an angle from 0 to 180 degrees, not {self.rotation}.")
 
     def apply(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Change every picture of a batch, each by its own ``uniforms``.
@@ -137,7 +126,8 @@ _NAMES = (
 )  # fmt: skip
 N_UNIFORMS = len(_NAMES)
 _FRACTIONS = (
-    "shift", "colour", "grey", "downscale", "erasing", "reflection", "blur", "background",
+    "horizontal_flip", "shift", "colour", "grey", "downscale", "erasing", "reflection", "blur",
+    "background",
 )  # fmt: skip
 # The face in an aligned picture: its centre and half-axes, in x and y, as fractions of the sides.
 _FACE_CENTRE, _FACE_AXES = (0.5, 0.53), (0.45, 0.55)
