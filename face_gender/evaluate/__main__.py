@@ -25,9 +25,9 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from face_gender.data.base_source import without_resume
 from face_gender.data.sources import FolderSource, Source
@@ -235,16 +235,12 @@ def _write(folder: Path, report: Report, drawn: Mapping[str, bytes]) -> None:
     from face_gender.evaluate.report import predictions
 
     for name, data in drawn.items():
-        write_atomically(folder / name, partial(_put, data))
+        write_atomically(folder / name, methodcaller("write", data))
     write_index(predictions(report.result), folder / "predictions.csv")
     text = json.dumps(report.figures(), indent=2, ensure_ascii=False, allow_nan=False)
     # A name that is not UTF-8 is escaped as JSON does it.
     data = f"{text}\n".encode("utf-8", "backslashreplace")
-    write_atomically(folder / "figures.json", partial(_put, data))
-
-
-def _put(data: bytes, file: IO[bytes]) -> None:
-    file.write(data)
+    write_atomically(folder / "figures.json", methodcaller("write", data))
 
 
 if __name__ == "__main__":
