@@ -18,14 +18,11 @@ from torch.utils.data import DataLoader
 from benchmarks.common import alternate, machine, medians, options_of, pictures, rate
 from benchmarks.decoding import UsualDataset, bare_decoding, pillow_pipeline
 from face_gender.classify.classifier import Classifier, classify, load_classifier
-from face_gender.classify.results import Prediction
 from face_gender.files import cpu_count
 from face_gender.model.architectures import build_model
 from face_gender.model.checkpoint import Checkpoint, load_checkpoint
 from face_gender.model.recipes import get_recipe
 from face_gender.threads import threads_on_one_core_each
-
-COMPARED = 2_000  # pictures that are answered in float32 too
 
 
 def parse() -> argparse.Namespace:
@@ -100,22 +97,6 @@ def checkpoint_of(options: argparse.Namespace, work: Path) -> Path:
     return path
 
 
-def compare_precision(reduced: Classifier, full: Classifier, paths: list[Path]) -> str:
-    """Say how much the 16-bit answers differ from the float32 ones."""
-    answers = [list(classify(net, None, [str(path) for path in paths])) for net in (reduced, full)]
-    pairs = [
-        (a.scores[0], b.scores[0])
-        for a, b in zip(*answers, strict=True)
-        if isinstance(a, Prediction) and isinstance(b, Prediction)
-    ]
-    changed = sum((a > 0.5) != (b > 0.5) for a, b in pairs)
-    largest = max(abs(a - b) for a, b in pairs)
-    return (
-        f"16 bits change {changed} of {len(pairs)} labels ({changed / len(pairs):.2%}) "
-        f"and no probability by more than {largest:.4f}"
-    )
-
-
 def main() -> None:
     """Measure and print."""
     options = parse()
@@ -128,7 +109,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     print(machine())
     paths = pictures(options.data, options.pictures, work)
     weights = checkpoint_of(options, work)
-    net, full = load_classifier(weights), load_classifier(weights, mixed=False)
+    net = load_classifier(weights)
     preprocessing = net.checkpoint.preprocessing
     batch, streams = best_settings(net)
     few = paths[: options.slow_pictures]
@@ -149,7 +130,6 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     print("| way | images/s | process.py is faster by |\n|---|---|---|")
     for name, value in {**speed, "bound of the two alone": bound}.items():
         print(f"| {name} | {value:,.1f} | {own / value:.2f} |")
-    print(compare_precision(net, full, paths[:COMPARED]))
 
 
 if __name__ == "__main__":

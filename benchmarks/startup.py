@@ -15,15 +15,7 @@ from pathlib import Path
 
 from benchmarks.common import alternate, generate, machine, medians, ratios, seconds
 
-IMPORTS = (
-    "torch",
-    "torch, torchvision",
-    "numpy",
-    "pandas",
-    "PIL.Image",
-    "cv2",
-    "face_gender.classify.classifier",
-)
+IMPORTS = ("torch", "torch, torchvision")
 
 
 def parse() -> argparse.Namespace:

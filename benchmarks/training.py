@@ -138,7 +138,6 @@ def report(speed: dict[str, float]) -> None:
         print(f"| {name} | {value:,.1f} | {own / value:.2f} |")
     print(f"an epoch takes {speed['tensors in memory'] / own:.3f} of one on tensors in memory")
     print(f"the net waits for data {max(0, 1 - own / speed['tensors in memory']):.1%} of the time")
-    print(f"an epoch of 70,000 pictures would take {70_000 / own:,.0f} s")
 
 
 if __name__ == "__main__":
