@@ -121,7 +121,7 @@ def test_pictures_that_cannot_be_read_any_more_are_told(
 
     def then_lost(*given: Any) -> Any:
         found = hash_and_check(*given)
-        (data / "male" / "green.png").unlink()
+        (data / "male" / "green.png").unlink(missing_ok=True)
         return found
 
     monkeypatch.setattr("face_gender.data.index.hash_and_check", then_lost)
@@ -129,8 +129,11 @@ def test_pictures_that_cannot_be_read_any_more_are_told(
     (line,) = (each for each in capsys.readouterr().err.splitlines() if "green" in each)
     assert line == (
         "1 pictures could not be read while faces were looked for, such as male/green.png, "
-        "and count as without a face: give the command again."
+        "and count as without a face: give the command again, with --force if it has written an "
+        "index."
     )
+    assert data_split.main([str(data)]) == 1
+    assert data_split.main([str(data), "--force"]) == 0
 
 
 def test_an_interruption_begins_no_further_picture(
@@ -150,10 +153,11 @@ def test_an_interruption_begins_no_further_picture(
         def update(self) -> None:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(landmarks, "load_detector", Faceless)
     monkeypatch.setattr(landmarks, "progress_bar", lambda *_, **__: Bar())
     names = ["none.png"] * 500
     with pytest.raises(KeyboardInterrupt):
-        landmarks.find_landmarks(open_source(photos), names, detector=Faceless())  # type: ignore[arg-type]
+        landmarks.find_landmarks(open_source(photos), names)
     assert len(begun) < len(names)
 
 

@@ -14,12 +14,7 @@ from face_gender.console import progress_bar
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.errors import UnreadablePictureWarning, printable
-from face_gender.faces.detector import (
-    DETECTOR_SIDE,
-    Detector,
-    Face,
-    load_detector,
-)
+from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
 from face_gender.files import cpu_count
 from face_gender.threads import threads_on_one_core_each
 
@@ -37,16 +32,14 @@ COORDINATES = (
 COLUMNS = ("faces", *COORDINATES)
 
 
-def find_landmarks(
-    source: Source, names: Sequence[str], progress: bool = True, detector: Detector | None = None
-) -> pd.DataFrame:
+def find_landmarks(source: Source, names: Sequence[str], progress: bool = True) -> pd.DataFrame:
     """Return the columns COLUMNS for each picture; empty where it cannot be read.
 
     ``faces``: how many were found; the others are those of the most prominent one, as fractions
     of the upright picture's width and height, NaN where there is none. Raises InputError where
     the detector's packages are missing.
     """
-    detector = detector or load_detector()
+    detector = load_detector()
 
     def find(name: str) -> list[float]:
         try:
@@ -98,7 +91,8 @@ def add_landmarks(table: pd.DataFrame, source: Source, progress: bool = True) ->
     if len(unread):
         warnings.warn(
             f"{len(unread)} pictures could not be read while faces were looked for, such as "
-            f"{printable(unread[0])}, and count as without a face: give the command again.",
+            f"{printable(unread[0])}, and count as without a face: give the command again, with "
+            "--force if it has written an index.",
             UnreadablePictureWarning,
             stacklevel=2,
         )
