@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, draw_face, make_zip, save_colour_net
+from conftest import ROOT, draw_face, gone_drive, make_zip, save_colour_net
 from PIL import Image
 from sentences import sentence
 
@@ -88,6 +88,18 @@ def test_what_cannot_be_listed_is_a_row_in_a_list_too(net: Classifier, tmp_path:
     assert alone["error"].tolist() == [None, "its name leads out of the archive"]
     assert listed["name"].tolist() == [f"{archive}/{name}" for name in alone["name"]]
     assert listed["error"].tolist() == alone["error"].tolist()
+
+
+def test_a_drive_that_is_gone_is_a_sentence_of_its_own(
+    net: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(10):
+        draw_face("male", i).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr("face_gender.data.base_source.PAUSES", ())
+    gone_drive(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match="its drive seems to be gone") as caught:
+        net.classify(tmp_path, progress=False)
+    assert "--resume" not in sentence(caught)  # which load() does not know
 
 
 def test_an_empty_list_has_all_columns(net: Classifier) -> None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from face_gender.classify.classifier import classify
 from face_gender.classify.results import Prediction, Result, Skipped
 from face_gender.console import progress_bar
+from face_gender.data.base_source import without_resume
 from face_gender.data.images import UnreadableImage
 from face_gender.data.modes import to_rgb
 from face_gender.data.sources import find_images
@@ -32,6 +33,7 @@ Pictures = Picture | Iterable[Picture]
 _SLACK = 1e-3  # by which resampling may leave 0..1
 
 
+@without_resume()
 def classify_frame(
     classifier: Classifier,
     pictures: Pictures,
@@ -121,7 +123,7 @@ class _Listed:
                 self._reads.append(read)
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a picture. Raises OSError."""
+        """Return the bytes of a picture. Raises OSError, UnreadableImage for what is not listed."""
         return self._reads[int(name)]()
 
 
