@@ -55,10 +55,10 @@ class InMemory:
         shape = (self.batch_sampler.batch_size, size.height, size.width, 3)
         images = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
         positions = torch.arange(len(images))
-        tensors = images, positions % 2, positions
+        labels = positions % 2
         if torch.cuda.is_available():  # as a loader's batches are
-            tensors = images.pin_memory(), tensors[1].pin_memory(), positions.pin_memory()
-        self.batch = Batch(*tensors, failures=[])
+            images, labels, positions = (x.pin_memory() for x in (images, labels, positions))
+        self.batch = Batch(images, labels, positions, [])
 
     def leave_out(self, failures: Sequence[Failure]) -> None:
         """Leave nothing out."""

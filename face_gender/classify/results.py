@@ -179,7 +179,7 @@ def _csv(
     predictions: Sequence[Prediction], classes: Sequence[str], threshold: float, every_face: bool
 ) -> str:
     out = io.StringIO()
-    # The csv module leaves a "\r" unquoted, and then reads it as a line's end.
+    # Before Python 3.13 the csv module leaves a "\r" unquoted, and then reads it as a line's end.
     is_odd = any("\r" in each.name for each in predictions)
     writer = csv.writer(
         out, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else csv.QUOTE_MINIMAL

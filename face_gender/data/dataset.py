@@ -42,8 +42,8 @@ class FaceDataset(Dataset[tuple[Any, int]]):
     ``index``: an Index or the CSV's path; ``split``: "train", "val", "test", or None for all rows;
     ``transform``: from a PIL RGB image to what the model takes; ``progress``: show how faces are
     found where the index has none.
-    ``paths`` (n,) str and ``labels`` (n,) int64 are numpy arrays: Python
-    lists would be copied, object by object, into every forked worker.
+    ``paths`` (n,) str and ``labels`` (n,) int64 are numpy arrays: Python lists would be copied,
+    object by object, into every forked worker.
     ``dataset[i]`` is ``(image, label)`` and raises UnreadableImage for a bad file.
     """
 

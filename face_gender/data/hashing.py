@@ -38,7 +38,7 @@ def hash_and_check(
     """Read and decode every picture once, in all processors, with a progress bar.
 
     Return each file's sha256, "" for one that is no readable picture, and (name, reason) of
-    these. Raises DriveGoneError where the drive is.
+    these. Raises DriveGoneError where the drive is gone.
     """
     hashes: list[str] = []
     unreadable: list[tuple[str, str]] = []

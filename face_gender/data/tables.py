@@ -59,7 +59,7 @@ def write_index(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     Names that are not UTF-8 keep their bytes.
     """
     text = table.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # which the csv module leaves unquoted, and then reads as a line's end
+    if "\r" in text:  # left unquoted before Python 3.13, and then read as a line's end
         text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 

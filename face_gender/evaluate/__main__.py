@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from face_gender.data.base_source import without_resume
 from face_gender.data.sources import FolderSource, Source
-from face_gender.errors import InputError, printable
+from face_gender.errors import InputError, UnreadablePictureWarning, printable
 from face_gender.files import check_output, make_folder, sha256_of, write_atomically
 
 if TYPE_CHECKING:
@@ -118,7 +118,6 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate, print the figures and write them. Raises InputError for all that is wrong."""
     # Imported late: --help and mistakes answer without torch.
     with first_imports():
-        from face_gender.data.dataset import UnreadablePictureWarning
         from face_gender.data.index import Index
         from face_gender.model.checkpoint import read_checkpoint
 
