@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, gone_drive, make_faces
+from conftest import ROOT, gone_drive, heed_ctrl_c, make_faces
 from sentences import sentence
 
 import face_gender.classify.__main__ as process
@@ -344,6 +345,34 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert export.main([str(weights)]) == 130
     assert graph.read_bytes() == b"the former one"
     assert {path.name for path in tmp_path.iterdir()} == {"net.pth", "net.onnx"}
+
+
+# The command itself, to which a Ctrl-C comes while torch makes an error of its own of exceptions.
+EXPORTED = """
+import runpy, signal
+import torch
+def export(*_, **__):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        raise RuntimeError("not known") from error
+torch.onnx.export = export
+runpy.run_module("face_gender.export", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_ctrl_c_is_no_error_of_the_exporter(tmp_path: Path) -> None:
+    weights = make_weights(tmp_path / "net.pth", recipe_name="compact_cnn")
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORTED, str(weights)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
+    assert done.stderr == "face_gender.export: interrupted, nothing was written.\n"
+    assert done.returncode == 130
 
 
 def test_weights_are_not_replaced(exported: Path) -> None:

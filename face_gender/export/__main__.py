@@ -9,7 +9,6 @@ from face_gender.console import (
     given_path,
     positive,
     print_stderr,
-    raise_on_first_signal,
     run_command,
     usage_name,
 )
@@ -69,7 +68,6 @@ def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Write the graph and say where it is."""
-    raise_on_first_signal()  # from here on, there are files to put away
     check_libraries(_NEEDED)
     output = options.output or graph_path(options.weights)
     export(

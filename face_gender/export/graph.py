@@ -78,7 +78,8 @@ def write_graph(
     import onnx
 
     onnx.helper.set_model_props(graph, describe(checkpoint, weights, precision))
-    write_atomically(output, lambda file: file.write(graph.SerializeToString()))
+    with raised_signals():
+        write_atomically(output, lambda file: file.write(graph.SerializeToString()))
 
 
 def _float_graph(checkpoint: Checkpoint, weights: Path) -> Any:
