@@ -239,15 +239,6 @@ def faces(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Nets as small as these are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def few(tmp_path: Path) -> Path:
     """A data set of 5 + 4 drawn faces."""
     return make_faces(tmp_path / "data", 5, 4)
