@@ -456,8 +456,7 @@ def test_a_folder_gives_an_index_to_train_by(
     assert set(table["split"]) == {"train", "val", "test"}
     assert not table["sha256"].duplicated().any()
     recipe = get_recipe("compact_cnn", epochs=1)
-    opened = Index.open(index, planted)
-    (report,) = train(recipe, opened, tmp_path / "w", workers=0, progress=False)
+    (report,) = train(recipe, index, tmp_path / "w", data=planted, workers=0, progress=False)
     assert report.checkpoint.exists()
     # And it can be looked at itself, where nothing so bad is left; a higher score leaves out less.
     again = look(index, tmp_path / "again", weights, data=planted, apply=True, score=1)

@@ -155,8 +155,8 @@ def test_an_index_that_leads_out_is_refused_wherever_it_is_read(
         file.write(f"{path},0,train,{'0' * 64}\n")
     for read in (
         lambda: read_index(index),
-        lambda: FaceDataset(index, "train"),
-        lambda: next(train("compact_cnn", index, tmp_path / "out", progress=False)),
+        lambda: FaceDataset(index, "train", data=data),
+        lambda: next(train("compact_cnn", index, tmp_path / "out", data=data, progress=False)),
     ):
         with pytest.raises(InputError) as caught:
             read()
@@ -333,7 +333,9 @@ def test_training_leaves_out_what_became_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(data / name)
     recipe = get_recipe("compact_cnn", epochs=1, batch_size=8)
     with pytest.warns(UserWarning, match="not a regular file"):
-        reports = list(train(recipe, data / "index.csv", tmp_path / "o", workers=0, progress=False))
+        reports = list(
+            train(recipe, data / "index.csv", tmp_path / "o", data=data, workers=0, progress=False)
+        )
     assert len(reports) == 1
 
 

@@ -56,6 +56,7 @@ def evaluate_changed(
     split: str | None,
     changes: Sequence[Change | None],
     *,
+    data: str | os.PathLike[str] | None = None,
     allow_seen: bool = False,
     flip: bool = False,
     device: str = "auto",
@@ -65,13 +66,14 @@ def evaluate_changed(
 ) -> list[Evaluation]:
     """Evaluate as `evaluate` does under each change, the model built and pictures read once.
 
-    ``index``: an Index, or its CSV beside the pictures. ``flip``: predict the mean of the
-    probabilities of a picture and of its mirror image. Raises LeakError where the model was trained
-    or chosen on any of the pictures, unless ``allow_seen``; InputError for all else that is wrong.
+    ``data``: where the pictures lie, by default beside the index. ``flip``: predict the mean of
+    the probabilities of a picture and of its mirror image. Raises LeakError where the model was
+    trained or chosen on any of the pictures, unless ``allow_seen``; InputError for all else that
+    is wrong.
     """
     name = "the model" if isinstance(weights, Checkpoint) else os.fspath(weights)
     checkpoint = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
-    rows = Index.open(index).split(split)
+    rows = Index.open(index, data).split(split)
     if not allow_seen:
         _refuse_leak(checkpoint, rows, name)
     model, transform = checkpoint.build()

@@ -29,6 +29,7 @@ def train(
     index: Index | str | os.PathLike[str],
     out: str | os.PathLike[str] = "model_weights",
     *,
+    data: str | os.PathLike[str] | None = None,
     seed: int = 0,
     device: str = "auto",
     workers: int | None = None,
@@ -38,7 +39,7 @@ def train(
 ) -> Iterator[EpochReport]:
     """Train by ``recipe`` on the train split of ``index``; yield a report after each epoch.
 
-    ``index``: an Index, or its CSV beside the pictures. Each epoch is saved as
+    ``data``: where the pictures lie, by default beside the index. Each epoch is saved as
     ``out/<recipe>/epoch_{i}.pth``, the best so far (by the recipe's ``best_by`` on the validation
     split) as ``out/<recipe>/best.pth`` and ``out/best.pth``, the figures of all as
     ``out/<recipe>/history.csv``, and what it takes to go on as ``last.pth``. Each checkpoint has
@@ -57,7 +58,7 @@ def train(
     rank 0 alone writes, and a restarted job resumes by itself. Raises InputError.
     """
     with as_input_error():
-        index = Index.open(index)
+        index = Index.open(index, data)
         run = Run(recipe, index, Path(out), seed, device, workers, mixed, progress, resume)
     epochs = progress_bar(
         run.recipe.epochs, run.recipe.name, "epoch", shown=run.progress, initial=run.epochs
