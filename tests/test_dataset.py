@@ -115,10 +115,11 @@ def test_torchs_own_loader_takes_it_too_and_draws_the_same_each_time(index: Inde
 def test_a_bad_file_raises_with_its_path_and_the_reason(index: Index, faces: Path) -> None:
     dataset = FaceDataset(index, "train")
     spoil(dataset, [3])
-    with pytest.raises(UnreadableImage) as caught:
-        dataset[3]
-    assert caught.value.path == dataset.paths[3]
-    assert "not an image" in caught.value.reason
+    for read in (lambda: dataset[3], lambda: dataset.__getitems__([1, 3])):
+        with pytest.raises(UnreadableImage) as caught:
+            read()
+        assert caught.value.path == dataset.paths[3]
+        assert "not an image" in caught.value.reason
     shutil.rmtree(faces / "male")  # and nothing is read before it is asked for
     with pytest.raises(UnreadableImage):
         FaceDataset(index, "train")[len(dataset) - 1]
@@ -130,7 +131,7 @@ def test_a_pickled_data_set_reads_the_same(
 ) -> None:
     data = make_zip(faces, tmp_path / "faces.zip") if packed else faces
     assert index.path is not None
-    dataset = FaceDataset(Index.open(index.path, data), "train", SHAKEN.eval_transform())
+    dataset = FaceDataset(index.path, "train", SHAKEN.eval_transform(), data=data)
     dataset[0]  # an archive is open now
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[5][0], dataset[5][0])

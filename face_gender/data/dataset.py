@@ -38,9 +38,9 @@ _Result = TypeVar("_Result")
 class FaceDataset(Dataset[tuple[Any, int]]):
     """The pictures of one split, each read when it is asked for.
 
-    ``index``: an Index or the CSV's path; ``split``: "train", "val", "test", or None for all rows;
-    ``transform``: from a PIL RGB image to what the model takes; ``progress``: show how faces are
-    found where the index has none.
+    ``index``: an Index or the CSV's path, whose pictures lie in ``data`` where that is given;
+    ``split``: "train", "val", "test", or None for all rows; ``transform``: from a PIL RGB image
+    to what the model takes; ``progress``: show how faces are found where the index has none.
     ``paths`` (n,) str and ``labels`` (n,) int64 are numpy arrays: Python lists would be copied,
     object by object, into every forked worker.
     ``dataset[i]`` is ``(image, label)`` and raises UnreadableImage for a bad file.
@@ -52,9 +52,10 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         split: str | None,
         transform: Callable[[Image.Image], Any] | None = None,
         *,
+        data: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> None:
-        rows = Index.open(index).split(split)
+        rows = Index.open(index, data).split(split)
         self.paths = rows.table["path"].to_numpy(dtype=np.str_)
         self.labels = rows.table["label"].to_numpy(dtype=np.int64)
         self.source = rows.source
@@ -67,18 +68,31 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
-        image: Any = load_image(str(self.paths[position]), self.source)
-        if isinstance(self.transform, FaceTransform):
-            image = self.transform(image, self.face(position, image.height, image.width))
-        elif self.transform:
-            image = self.transform(image)
-        return image, int(self.labels[position])
+        return self._transformed(position, self._image(position)), int(self.labels[position])
 
     def face(self, position: int, height: int, width: int) -> Face | None:
         """Return where the face is in a picture of that size, None where none is known."""
         if self.coordinates is None:
             return None
         return face_in(self.coordinates[position], height, width)
+
+    def __getitems__(self, positions: Sequence[int]) -> list[tuple[Any, int]]:
+        """Return ``dataset[i]`` for each position, decoded in threads: torch's hook for a batch."""
+        images = in_threads(self._image, positions, cpu_count())
+        # Not in the threads: the order in which random changes are drawn would be theirs.
+        labels = self.labels[list(positions)].tolist()
+        return [
+            (self._transformed(position, image), label)
+            for position, image, label in zip(positions, images, labels, strict=True)
+        ]
+
+    def _image(self, position: int) -> Image.Image:
+        return load_image(str(self.paths[position]), self.source)
+
+    def _transformed(self, position: int, image: Image.Image) -> Any:
+        if isinstance(self.transform, FaceTransform):
+            return self.transform(image, self.face(position, image.height, image.width))
+        return self.transform(image) if self.transform else image
 
 
 class Failure(NamedTuple):
