@@ -7,9 +7,11 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 from itertools import chain
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -286,6 +288,27 @@ def test_spawned_workers_read_an_archive_as_the_parent_would(
         loader = make_loader(from_zip, 4, seed=3, workers=1)
         loader.multiprocessing_context = context
         assert torch.equal(inputs_of(loader), inputs_of(make_loader(from_folder, 4, seed=3)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_workers_leave_each_other_a_processor_also_where_opencv_has_threads(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(*_: object) -> Tensor:
+        return torch.full((3, 12, 10), cv2.getNumThreads(), dtype=torch.uint8)
+
+    monkeypatch.setattr("face_gender.data.dataset.load_pixels", threads)
+    dataset = FaceDataset(index, "val", PLAIN.eval_transform())
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(8)
+    try:
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 3)  # which starts them
+        found = batches(make_loader(dataset, 4, workers=1))
+        assert cv2.getNumThreads() == 8
+    finally:
+        cv2.setNumThreads(before)
+    assert sum(len(each.labels) for each in found) == len(dataset)
+    assert all((each.images == 1).all() for each in found)
 
 
 def test_processes_read_for_other_devices_and_many_pictures_alone(index: Index) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -251,7 +250,10 @@ class FaceLoader(DataLoader[Any]):
         row could not be read.
         """
         try:
-            yield from super().__iter__()
+            # Workers inherit the setting; OpenCV may crash where a fork of its threads changes it.
+            with threads_on_one_core_each(1):
+                batches = super().__iter__()
+            yield from batches
         except DriveGoneError as error:
             if not self.num_workers:
                 raise
@@ -332,8 +334,6 @@ def make_loader(
 
 def _prepare_worker(_: int) -> None:
     load_decoders()  # which a worker that is forked has already
-    if cv2 := sys.modules.get("cv2"):
-        cv2.setNumThreads(1)  # the others are for the other workers
 
 
 def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:
