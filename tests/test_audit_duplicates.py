@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-from conftest import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
@@ -32,7 +31,9 @@ def photograph(seed: int) -> Image.Image:
 
 
 def encoded(image: Image.Image) -> Image.Image:
-    return Image.open(io.BytesIO(encode(image, quality=60))).convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=60)
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
 
 
 def smaller(image: Image.Image) -> Image.Image:
