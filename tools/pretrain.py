@@ -109,8 +109,9 @@ def targets(table: pd.DataFrame, teacher: npt.NDArray[np.float64]) -> npt.NDArra
     """
     label = table["label"].to_numpy(float)
     age = pd.to_numeric(table["age"], errors="coerce").to_numpy(float)
-    share = np.where((age < 13) | (age > 65), 0.4, 0.7)
-    share[(table["known"] == "no") | ((np.abs(teacher - label) > 0.95) & (share == 0.7))] = 1
+    is_between = ~((age < 13) | (age > 65))  # also where no age is known
+    share = np.where(is_between, 0.7, 0.4)
+    share[(table["known"] == "no") | ((np.abs(teacher - label) > 0.95) & is_between)] = 1
     return (share * teacher + (1 - share) * label).clip(0.02, 0.98).astype(np.float32)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from face_gender.console import not_empty, positive, print_stderr, probability, run_command
+from face_gender.classify.options import add_threshold
+from face_gender.console import not_empty, positive, print_stderr, run_command
 from face_gender.errors import InputError, first_line
 from face_gender.files import MAX_BYTES, has_image_suffix
 from face_gender.model.weights import find_weights
@@ -230,13 +231,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--address", help="of a Ray cluster (default: this machine alone)")
     add("--workers", type=positive, default=1, metavar="N", help="most at a time (default: 1)")
     add("--gpus", type=float, default=0, metavar="N", help="of each worker (default: 0)")
-    add(
-        "--threshold",
-        type=probability,
-        default=0.0,
-        metavar="P",
-        help="label 'uncertain' where the probability is below P (0 to 1)",
-    )
+    add_threshold(add)
     return parser.parse_args(arguments)
 
 

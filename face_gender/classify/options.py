@@ -77,6 +77,11 @@ def _add_results(add: Callable[..., object]) -> None:
         metavar="DIR",
         help="also write the aligned faces, into a folder for each label",
     )
+    add_threshold(add)
+
+
+def add_threshold(add: Callable[..., object]) -> None:
+    """Add the option that asks for a least probability."""
     add(
         "--threshold",
         type=probability,
