@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from functools import cache
 
+import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
@@ -72,6 +74,13 @@ def test_a_changed_copy_is_found_among_others(change: object, others: int) -> No
     assert list(zip(found.first, found.second, strict=True)) == [(0, others + 1)]
     assert found.agreement[0] >= SAME
     assert found.mirrored.tolist() == [change is mirrored]
+
+
+def test_a_number_of_threads_is_that_of_the_search_alone() -> None:
+    """Where faiss has torch's OpenMP, a training in the same process would calculate otherwise."""
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    near_duplicates(of(*map(photograph, range(70))), jobs=before[1] + 1)
+    assert (torch.get_num_threads(), faiss.omp_get_max_threads()) == before
 
 
 def test_copies_of_copies_are_found_too() -> None:

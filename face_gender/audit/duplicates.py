@@ -68,8 +68,12 @@ def near_duplicates(
     ``jobs``: threads of the search. ``progress`` is called with the number of pictures done, n in
     all, as often as there is news.
     """
-    faiss.omp_set_num_threads(jobs)
-    first, second, mirrored = candidates(fingerprints, progress)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(jobs)  # torch's too, where both have the same OpenMP library
+    try:
+        first, second, mirrored = candidates(fingerprints, progress)
+    finally:
+        faiss.omp_set_num_threads(before)
     agreement = align(fingerprints, first, second, mirrored)
     return Pairs(first, second, agreement, mirrored).above(SAME)
 
