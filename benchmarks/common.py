@@ -21,7 +21,7 @@ from PIL import Image
 
 from face_gender.data.index import Index
 from face_gender.data.sources import FolderSource
-from face_gender.devices import mixed_precision
+from face_gender.devices import in_bits, mixed_precision
 from face_gender.files import cpu_count
 
 
@@ -35,13 +35,13 @@ def options_of(doc: str, pictures: int, repetitions: int) -> argparse.ArgumentPa
 
 
 def machine() -> str:
-    """Return processor, cores, 16-bit type and versions in a line."""
+    """Return processor, cores, the precision that the kit takes and versions in a line."""
     name = platform.processor() or platform.machine()
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         name = next((line.split(":")[1].strip() for line in file if "model name" in line), name)
-    kind = mixed_precision(torch.device("cpu"))
+    precision = in_bits(mixed_precision(torch.device("cpu")))
     words = [
-        f"{name}, {cpu_count()} cores, {kind or 'no 16-bit type'}",
+        f"{name}, {cpu_count()} cores, {precision}",
         f"Python {platform.python_version()}, torch {torch.__version__}",
         f"torchvision {torchvision.__version__}",
     ]

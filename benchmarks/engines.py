@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def by_openvino(net: Classifier, weights: Path, sixteen_bits: bool | None = None) -> Way:
+def by_openvino(net: Classifier, weights: Path, sixteen_bits: bool) -> Way:
     """Return the way that labels pictures (n, 3, H, W) uint8 by the graph alone."""
     engine = OpenVino(net.checkpoint, weights, sixteen_bits)
 
@@ -91,6 +91,7 @@ def all_ways(options: argparse.Namespace, work: Path) -> dict[str, Way]:
     shipped = load_classifier(float_, device="cpu")
     again = load_classifier(int8, engine="openvino")
     asked = replace(shipped, engine=again.engine)
+    sixteen_bits = shipped.dtype != torch.float32
     return {
         "PyTorch float32": full.probabilities,
         PLAIN: plain.probabilities,
@@ -98,7 +99,7 @@ def all_ways(options: argparse.Namespace, work: Path) -> dict[str, Way]:
             shipped.probabilities,
         "OpenVINO float32": by_openvino(full, float_, sixteen_bits=False),
         "OpenVINO bfloat16": by_openvino(full, float_, sixteen_bits=True),
-        "OpenVINO int8 alone": by_openvino(full, int8),
+        "OpenVINO int8 alone": by_openvino(full, int8, sixteen_bits),
         AGAIN[0]: again.probabilities,
         AGAIN[1]: asked.probabilities,
         "ONNX Runtime float32": by_onnxruntime(full, float_),

@@ -164,6 +164,24 @@ def test_other_errors_of_a_net_are_not_taken_for_memory(mixed: Path) -> None:
         list(classify(echo_classifier(Wrong()), open_source(mixed), ["00.jpg"]))
 
 
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, None),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, None),
+        ({"architecture": "arm64", "bf16": True}, None),
+    ],
+)
+def test_a_cpu_calculates_in_16_bits_where_that_is_faster(
+    able: dict[str, object], expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Intel's avx512_bf16 without AMX is slower than float32."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
+    assert mixed_precision(torch.device("cpu")) is expected
+
+
 @pytest.mark.skipif(mixed_precision(torch.device("cpu")) is None, reason="no 16-bit type")
 def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: Path) -> None:
     weights = ROOT / "model_weights" / "shipped.pth"

@@ -29,6 +29,6 @@ def classify(*weights):
 if __name__ == "__main__":
     if not options.bf16:
         # The kit asks the processor, which does not know that its instructions are not to be used.
-        torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+        torch.cpu.get_capabilities = dict
     weights = options.shipped if options.mode == "photos" else "model_weights/best.pth"
     peer_watch.main(lambda: fit()[0], lambda: classify("--weights", weights))

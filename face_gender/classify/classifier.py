@@ -241,7 +241,9 @@ def load_classifier(
     if engine == "openvino":
         if device not in ("auto", "cpu"):
             raise InputError(f"engine openvino runs on the CPU and not on {device}: use 'cpu'.")
-        graph, device, mixed = OpenVino(checkpoint, Path(weights)), "cpu", False
+        sixteen_bits = mixed and mixed_precision(torch.device("cpu")) is not None
+        graph = OpenVino(checkpoint, Path(weights), sixteen_bits)
+        device, mixed = "cpu", False
     chosen = pick_device(device)
     dtype = (mixed_precision(chosen) if mixed else None) or torch.float32
     model = for_inference(model, chosen, dtype)

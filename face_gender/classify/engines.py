@@ -84,13 +84,13 @@ class OpenVino:
         self,
         checkpoint: Checkpoint,
         weights: Path,
-        sixteen_bits: bool | None = None,
+        sixteen_bits: bool = False,
         graph: Path | None = None,
     ) -> None:
         """Read and compile it. Raises InputError: not there, damaged, made of other weights.
 
-        ``sixteen_bits``: calculate in bfloat16 what is not in 8 bits (None: where the processor
-        does). ``graph``: where it lies, if not beside the weights.
+        ``sixteen_bits``: calculate in bfloat16 what is not in 8 bits. ``graph``: where it lies, if
+        not beside the weights.
         """
         if graph is None:
             check_engine(weights)
@@ -98,12 +98,11 @@ class OpenVino:
         core, model = _read(path, weights)
         _check_origin(model, describe(checkpoint, weights), path, weights)
         options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "bf16" if sixteen_bits else "f32",
             "NUM_STREAMS": cpu_count(),
             "INFERENCE_NUM_THREADS": cpu_count(),
             "ENABLE_CPU_PINNING": False,  # other programs may be on those cores
         }
-        if sixteen_bits is not None:
-            options["INFERENCE_PRECISION_HINT"] = "bf16" if sixteen_bits else "f32"
         preprocessing = checkpoint.preprocessing
         self._compiled = core.compile_model(_from_pixels(model, checkpoint), "CPU", options)
         self._local = threading.local()
