@@ -460,3 +460,24 @@ def test_openvino_cannot_tell_anybody_that_it_runs(exported: Path) -> None:
         "assert not [n for n in sys.modules if n.startswith('openvino_telemetry.')]"
     )
     assert "openvino" in loaded_after(code)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_after_an_engine_ended_in_another_thread_is_only_heard(exported: Path) -> None:
+    """OpenVINO took the stack for signals from the thread that had loaded it: a crash."""
+    pytest.importorskip("openvino")
+    code = (
+        "import gc, signal, threading, numpy\n"
+        "from face_gender.classify.classifier import load_classifier\n"
+        f"nets = [load_classifier({str(exported)!r}, engine='openvino')]\n"
+        "def end():\n"
+        "    nets.pop().engine.outputs(numpy.zeros((1, 64, 64, 3), numpy.uint8))\n"
+        "    gc.collect()\n"
+        "thread = threading.Thread(target=end)\n"
+        "thread.start(); thread.join()\n"
+        "heard = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+        "assert heard == [1] and not nets"
+    )
+    assert "openvino" in loaded_after(code)

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,7 +96,7 @@ class OpenVino:
         if graph is None:
             check_engine(weights)
         self.path = path = graph or graph_path(weights)
-        core, model = _read(path, weights)
+        model = _read(path, weights)
         _check_origin(model, describe(checkpoint, weights), path, weights)
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if sixteen_bits else "f32",
@@ -104,7 +105,7 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,  # other programs may be on those cores
         }
         preprocessing = checkpoint.preprocessing
-        self._compiled = core.compile_model(_from_pixels(model, checkpoint), "CPU", options)
+        self._compiled = _core().compile_model(_from_pixels(model, checkpoint), "CPU", options)
         self._local = threading.local()
         # One run before any thread asks: where two ask first at a time, they wait for each other
         # for ever, as the binding imports numpy's interface under a lock of its own.
@@ -126,15 +127,26 @@ class OpenVino:
         return outputs
 
 
-def _read(path: Path, weights: Path) -> tuple[Any, Any]:
+@cache
+def _core() -> Any:
+    """Return the one OpenVINO of this process, which is kept to its end.
+
+    Its plugin for CPUs gives the thread that loads it another stack for signals, and takes it away
+    when the last graph is gone, in whatever thread that is: the next signal, such as Ctrl-C, would
+    end the process with a segmentation fault.
+    """
     # Importing OpenVINO tells Google Analytics so, unless this library cannot be had.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def _read(path: Path, weights: Path) -> Any:
+    core = _core()
     try:
         with without_library_messages():
-            return core, core.read_model(path)
+            return core.read_model(path)
     except RuntimeError as error:
         raise InputError(f"{path} is not a whole .onnx file: {_cure(weights)}.") from error
 
