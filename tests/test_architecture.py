@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, loaded_after, python
+
+from face_gender.__main__ import COMMANDS
 
 PACKAGE = ROOT / "face_gender"
 # A room may import those of the layers above its own; docs/architecture.md draws them.
@@ -25,8 +27,9 @@ LAYERS = (
     {"export", "audit", "plots"},
     {"__main__"},  # the commands
 )
-HEAVY = {"torch", "torchvision", "numpy", "pandas", "PIL", "matplotlib", "cv2"}
 AUDIT_LIBRARIES = {"cleanlab", "cleanvision", "faiss", "sklearn", "scipy"}
+HEAVY = {"torch", "torchvision", "numpy", "pandas", "PIL", "matplotlib", "cv2", "tqdm"}
+HEAVY |= AUDIT_LIBRARIES
 OPTIONAL = {"ray", "pyarrow", "fsspec", "openvino", "onnx", "onnxruntime", "pillow_heif"}
 MOST_LINES = {"module": 400, "function": 55, "class": 160}
 LONGER = {"Run"}  # a training's state: every further part would need all the others
@@ -34,10 +37,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in MODULES]
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def imported(path: Path, top_level: bool = False) -> set[str]:
     """The full names that a module imports: anywhere in it, or when it is imported itself."""
     body = tree(path).body
@@ -80,14 +85,6 @@ def neighbours(path: Path) -> set[str]:
                 break
             parts = parts[:-1]
     return found
-
-
-def run_python(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
@@ -137,36 +134,41 @@ def test_the_base_needs_the_standard_library_alone() -> None:
 
 
 def test_importing_the_package_pulls_in_no_library() -> None:
-    code = (
-        "import sys, face_gender, face_gender.console, face_gender.files\n"
-        "import face_gender.data.sources\nprint(*sys.modules)"
+    loaded = loaded_after(
+        "import face_gender.__main__, face_gender.console, face_gender.data.sources"
     )
-    assert {name.split(".")[0] for name in run_python(code).split()}.isdisjoint(HEAVY)
+    assert {name.split(".")[0] for name in loaded}.isdisjoint(HEAVY)
 
 
-def test_classification_pulls_in_neither_pandas_nor_matplotlib_nor_training() -> None:
+def test_help_and_usage_mistakes_of_every_command_pull_in_no_library() -> None:
     code = (
-        "import sys, face_gender.classify.__main__, face_gender.classify.classifier\n"
+        "import sys\nfrom face_gender.__main__ import main\n"
+        f"for name in {list(COMMANDS)!r}:\n"
+        "    for arguments in (['--help'], [], ['a', '--unknown']):\n"
+        "        try: main([name, *arguments])\n"
+        "        except SystemExit as end: print('ended', end.code)\n"
         "print(*sys.modules)"
     )
-    loaded = run_python(code).split()
-    assert {name.split(".")[0] for name in loaded}.isdisjoint({"pandas", "matplotlib"})
-    assert not [
-        name for name in loaded if name.startswith(("face_gender.train", "face_gender.audit"))
-    ]
-    assert "torch" in loaded
+    *lines, loaded = python("-c", code).stdout.splitlines()
+    ended = [line.split()[1] for line in lines if line.startswith("ended ")]
+    assert ended == ["0", "2", "2"] * len(COMMANDS)
+    assert {name.split(".")[0] for name in loaded.split()}.isdisjoint(HEAVY)
 
 
-def test_few_pictures_are_classified_without_torchvision(tmp_path: Path) -> None:
-    """Importing it takes as long as all else together."""
+def test_few_pictures_are_classified_by_few_libraries_and_nothing_of_training(
+    tmp_path: Path,
+) -> None:
+    """Importing torchvision takes as long as all else together."""
     arguments = [str(ROOT / "samples" / "male"), "--quiet", "--output", str(tmp_path / "r.json")]
-    code = (
-        "import sys, face_gender.classify.__main__ as process\n"
-        f"assert process.main({arguments!r}) == 0\nprint(*sys.modules)"
+    loaded = loaded_after(
+        f"import face_gender.classify.__main__ as process\nassert process.main({arguments!r}) == 0"
     )
-    loaded = {name.split(".")[0] for name in run_python(code).split()}
-    assert loaded.isdisjoint({"torchvision", "pandas", "matplotlib", "openvino", "onnx"})
-    assert "torch" in loaded
+    libraries_in_use = {name.split(".")[0] for name in loaded}
+    unused = {"torchvision", "pandas", "matplotlib", "openvino", "openvino_telemetry", "onnx"}
+    assert libraries_in_use.isdisjoint(unused | {"onnxruntime"})
+    assert "torch" in libraries_in_use
+    others = ("face_gender.train", "face_gender.audit")
+    assert not [name for name in loaded if name.startswith(others)]
 
 
 @pytest.mark.parametrize("script", ["process.py", "data_split.py"])

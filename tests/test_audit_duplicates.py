@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from conftest import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
@@ -33,9 +34,7 @@ def photograph(seed: int) -> Image.Image:
 
 
 def encoded(image: Image.Image) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=60)
-    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
+    return Image.open(io.BytesIO(encode(image, quality=60))).convert("RGB")
 
 
 def smaller(image: Image.Image) -> Image.Image:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import draw_face
+from conftest import data_of, draw_face, encode
 
 from face_gender.audit.page import HEADINGS, MAX_RELATED, write_page
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+with suppress(ImportError):  # without it, the fixture of the browser skips
+    from playwright.sync_api import Page, expect
 
 PAGE = 60
 NAMES = ("path", "label", "issue", "score", "related", "suggestion", "looks_like")
@@ -33,12 +32,6 @@ NASTY = (
 )
 # The picture that a card is about, not those that it is like.
 OWN_PATHS = "#cards > .card > .pictures > .picture:first-child .path"
-
-
-def jpeg(label: str, seed: int) -> bytes:
-    out = io.BytesIO()
-    draw_face(label, seed).save(out, "JPEG")
-    return out.getvalue()
 
 
 def table(*rows: tuple[Any, ...]) -> pd.DataFrame:
@@ -64,7 +57,7 @@ def many() -> pd.DataFrame:
 
 def thumbnails_of(findings: pd.DataFrame) -> dict[str, bytes]:
     """A drawn face for every path but the unreadable ones; of forty different."""
-    faces = [jpeg(label, seed) for label in ("male", "female") for seed in range(20)]
+    faces = [encode(draw_face(label, seed)) for label in ("male", "female") for seed in range(20)]
     readable = findings[findings["issue"] != "unreadable"]
     paths = {*readable["path"], *"|".join(readable["related"]).split("|")} - {""}
     return {path: faces[i % len(faces)] for i, path in enumerate(sorted(paths))}
@@ -73,13 +66,6 @@ def thumbnails_of(findings: pd.DataFrame) -> dict[str, bytes]:
 def shown_scores(findings: pd.DataFrame) -> pd.Series:
     """The scores as the page shows them; Series.round differs in the last digit here and there."""
     return findings["score"].map(lambda score: round(score, 3))
-
-
-def data_of(page: Path) -> dict[str, Any]:
-    """The findings as they stand in the page."""
-    text = page.read_bytes().decode("utf-8")
-    (block,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    return json.loads(block)
 
 
 def stored(page: Path) -> list[bytes]:
@@ -118,7 +104,11 @@ def test_all_findings_are_in_the_page(page: Path) -> None:
 
 
 def test_each_thumbnail_is_stored_once(page: Path) -> None:
-    faces = [jpeg("male", 0), jpeg("female", 1), jpeg("male", 2)]
+    faces = [
+        encode(draw_face("male", 0)),
+        encode(draw_face("female", 1)),
+        encode(draw_face("male", 2)),
+    ]
     findings = table(
         ("a", "male", "dark", 0.9),
         ("a", "male", "blurred", 0.8),
@@ -196,7 +186,7 @@ def test_a_page_is_replaced_whole_or_not_at_all(page: Path) -> None:
         ("duplicate_other_label", "male", "male", "male"),
     ],
 )
-def test_labels_of_related_pictures(
+def test_a_related_picture_has_its_label_or_the_one_that_the_issue_means(
     page: Path, issue: str, label: str, known: str, expected: str
 ) -> None:
     findings = table(("a", label, issue, 0.9, "b"), ("b", known, "tiny", 0.5))
@@ -213,41 +203,24 @@ def test_a_thousand_copies_are_counted(page: Path) -> None:
 
 # ---- In a browser
 
-# Notes the largest number of cards that the document ever held, before any script of the page.
+# Notes the largest number of cards that the document ever held.
 COUNT_CARDS = """
 window.mostCards = 0;
 new MutationObserver(() => {
   window.mostCards = Math.max(window.mostCards, document.querySelectorAll(".card").length);
 }).observe(document, {childList: true, subtree: true});
 """
+CLIPBOARD = """Object.defineProperty(navigator, "clipboard", {
+  value: {writeText: async (text) => { window.copied = text; }}
+});"""
 
 
 @pytest.fixture
-def show(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a page from disk, offline; at the end, it must have asked for nothing else."""
-    complaints: list[str] = []
-    requests: set[str] = set()
-    contexts = []
-    addresses = set()
-
-    def open_page(path: Path, address: str = "", script: str = "", width: int = 1280) -> Page:
-        context = browser.new_context(offline=True, viewport={"width": width, "height": 800})
-        contexts.append(context)
-        context.add_init_script(COUNT_CARDS + script)
-        tab = context.new_page()
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("dialog", lambda dialog: complaints.append(dialog.message))
-        tab.on("request", lambda request: requests.add(request.url.partition("#")[0]))
-        addresses.add(path.as_uri())
-        tab.goto(path.as_uri() + address)
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert {url for url in requests if not url.startswith("data:")} == addresses
+def show(show: Callable[..., Page]) -> Callable[..., Page]:
+    """Open a page that counts its cards."""
+    return lambda path, address="", script="", **more: show(
+        path, address, COUNT_CARDS + script, **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +234,6 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
 
 def check(tab: Page, expected: pd.DataFrame, page: int = 1) -> None:
     """Check that just these findings, in their order, are what the page goes through."""
-    from playwright.sync_api import expect
-
     paths = expected["path"].tolist()
     pages = max(1, -(-len(paths) // PAGE))
     expect(tab.locator("#place")).to_have_text(f"page {page} of {pages}")
@@ -280,9 +251,9 @@ def of_issue(findings: pd.DataFrame, issue: str) -> pd.DataFrame:
     return findings[findings["issue"] == issue]
 
 
-def test_tabs(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
-    from playwright.sync_api import expect
-
+def test_each_issue_has_a_tab_with_its_findings(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
     path, findings = big
     tab = show(path)
     assert tab.title() == "Audit"
@@ -301,8 +272,6 @@ def test_tabs(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None
 def test_cards_say_what_was_found(
     show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
 ) -> None:
-    from playwright.sync_api import expect
-
     tab = show(big[0])
     card = tab.locator(".card").first
     expect(card.locator(".label.female")).to_have_text("labelled female")
@@ -315,7 +284,9 @@ def test_cards_say_what_was_found(
     assert left and right and left["y"] == right["y"] and left["x"] < right["x"]
 
 
-def test_pictures_are_shown(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
+def test_thumbnails_are_decoded_and_unreadable_pictures_have_none(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
     tab = show(big[0])
     # Those below the window are loaded late: until then Chromium may not decode them.
     tab.evaluate("[...document.images].forEach((image) => { image.loading = 'eager'; })")
@@ -327,9 +298,9 @@ def test_pictures_are_shown(show: Callable[..., Page], big: tuple[Path, pd.DataF
     assert tab.locator(".card img").count() == 0
 
 
-def test_filter(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
-    from playwright.sync_api import expect
-
+def test_the_filter_finds_words_in_any_case_in_paths_and_related_paths(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
     path, findings = big
     suspects, copies = of_issue(findings, "label"), of_issue(findings, "near_duplicate")
     tab = show(path)
@@ -347,11 +318,9 @@ def test_filter(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> No
     expect(tab.locator("#empty")).to_be_hidden()
 
 
-def test_label_filter_slider_and_sort(
+def test_label_score_and_order_choose_the_cards(
     show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
 ) -> None:
-    from playwright.sync_api import expect
-
     path, findings = big
     expected = of_issue(findings, "label")
     tab = show(path)
@@ -372,11 +341,9 @@ def test_label_filter_slider_and_sort(
     check(tab, of_issue(findings, "label"))
 
 
-def test_turning_pages_by_mouse_and_keyboard(
+def test_pages_are_turned_by_mouse_and_keyboard(
     show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
 ) -> None:
-    from playwright.sync_api import expect
-
     path, findings = big
     expected = of_issue(findings, "label")
     tab = show(path)
@@ -419,8 +386,6 @@ def test_turning_pages_by_mouse_and_keyboard(
 def test_reloading_keeps_the_place(
     show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
 ) -> None:
-    from playwright.sync_api import expect
-
     path, findings = big
     expected = of_issue(findings, "label")
     expected = expected[
@@ -458,13 +423,11 @@ def test_an_address_that_makes_no_sense_shows_the_start(
     check(tab, of_issue(findings, "dark"), 3)
 
 
-def test_paths_are_copied(show: Callable[..., Page], big: tuple[Path, pd.DataFrame]) -> None:
-    from playwright.sync_api import expect
-
+def test_the_paths_that_are_shown_are_copied(
+    show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
+) -> None:
     path, findings = big
-    clipboard = "{writeText: async (text) => { window.copied = text; }}"
-    script = f"Object.defineProperty(navigator, 'clipboard', {{value: {clipboard}}});"
-    tab = show(path, "#issue=label&label=female", script)
+    tab = show(path, "#issue=label&label=female", CLIPBOARD)
     tab.locator("#copy").click()
     expect(tab.locator("#told")).to_have_text("1,000 copied")
     expected = of_issue(findings, "label")
@@ -475,8 +438,6 @@ def test_paths_are_copied(show: Callable[..., Page], big: tuple[Path, pd.DataFra
 def test_paths_are_offered_where_copying_is_refused(
     show: Callable[..., Page], big: tuple[Path, pd.DataFrame]
 ) -> None:
-    from playwright.sync_api import expect
-
     path, findings = big
     tab = show(path, "#issue=dark", "Object.defineProperty(navigator, 'clipboard', {});")
     tab.locator("#copy").click()
@@ -489,13 +450,9 @@ def test_paths_are_offered_where_copying_is_refused(
 
 
 def test_nasty_names_are_shown_as_text(show: Callable[..., Page], page: Path) -> None:
-    from playwright.sync_api import expect
-
     findings = table(*((name, name, "dark", 0.5, name, name, name) for name in NASTY))
     write_page(page, findings, {}, NASTY[1], [(NASTY[0], NASTY[1])])
-    clipboard = "{writeText: async (text) => { window.copied = text; }}"
-    script = f"Object.defineProperty(navigator, 'clipboard', {{value: {clipboard}}});"
-    tab = show(page, script=script)
+    tab = show(page, script=CLIPBOARD)
     assert tab.title() == NASTY[1]
     printable = [
         *NASTY[:4], r"male/\xff\x80.jpg", r"male/two\nlines\u2028\r.jpg", r"male/\u202egpj.exe",
@@ -517,8 +474,6 @@ def test_nasty_names_are_shown_as_text(show: Callable[..., Page], page: Path) ->
 
 
 def test_many_copies_unfold(show: Callable[..., Page], page: Path) -> None:
-    from playwright.sync_api import expect
-
     related = "|".join(f"copy {i}" for i in range(30))
     write_page(page, table(("a", "male", "exact_duplicate", 1.0, related)), {}, "Audit")
     tab = show(page)
@@ -528,9 +483,7 @@ def test_many_copies_unfold(show: Callable[..., Page], page: Path) -> None:
     expect(tab.locator(".more")).to_have_text("and 6 that are not on this page")
 
 
-def test_nothing_found(show: Callable[..., Page], page: Path) -> None:
-    from playwright.sync_api import expect
-
+def test_a_page_without_findings_says_so(show: Callable[..., Page], page: Path) -> None:
     write_page(page, table(), {}, "Audit")
     tab = show(page)
     expect(tab.locator("#empty")).to_have_text("Nothing found.")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face
+from conftest import content_of, draw_face, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentences import sentence
@@ -32,23 +32,12 @@ PLAIN_TYPES = (str, int, float, bool, type(None))
 
 def make(name: str = "compact_cnn", **changes: Any) -> Checkpoint:
     """A checkpoint of a net with random weights."""
-    torch.manual_seed(3)
-    chosen = get_recipe(name)
     values = {
-        "recipe": chosen,
-        "classes": CLASSES,
-        "preprocessing": chosen.preprocessing,
-        "weights": build_model(chosen.arch).state_dict(),
         "epoch": 4,
         "metrics": {"val_accuracy": 0.75, "val_loss": 0.5},
         "seen_hashes": hash64(hashlib.sha256(bytes([i])).hexdigest() for i in range(9)),
     }
-    return Checkpoint(**{**values, **changes})
-
-
-def content_of(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    return content
+    return make_checkpoint(name, 3, **{**values, **changes})
 
 
 @pytest.fixture
@@ -121,13 +110,7 @@ def test_numpy_numbers_and_paths_become_plain_data(tmp_path: Path) -> None:
         init=tmp_path / "start.pth",
         size=tuple(np.array([64, 48])),
     )
-    checkpoint = make(
-        "resnet18",
-        recipe=recipe,
-        preprocessing=recipe.preprocessing,
-        metrics={"val_loss": np.float32(0.5)},
-    )
-    checkpoint.save(tmp_path / "net.pth")
+    make(recipe=recipe, metrics={"val_loss": np.float32(0.5)}).save(tmp_path / "net.pth")
     loaded = load_checkpoint(tmp_path / "net.pth")
     assert loaded.recipe.learning_rate == 0.01
     assert loaded.recipe.init == str(tmp_path / "start.pth")
@@ -208,7 +191,7 @@ def test_saving_replaces_the_file_at_once_and_leaves_nothing_beside_it(
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_describe_names_recipe_epoch_and_accuracy() -> None:
+def test_a_description_names_recipe_epoch_and_accuracy() -> None:
     assert make().describe() == "compact_cnn, epoch 4, validation accuracy 0.7500"
     assert make(epoch=None, metrics={}).describe() == "compact_cnn"
 
@@ -333,25 +316,6 @@ def test_text_under_the_name_of_weights_is_one_sentence(tmp_path: Path, text: st
     with pytest.raises(InputError) as caught:
         load_checkpoint(tmp_path / "text.pth")
     assert "text.pth" in sentence(caught)
-
-
-@given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=50)
-def test_no_bytes_at_all_lead_to_another_error(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "bytes.pth"
-    path.write_bytes(data)
-    with pytest.raises(InputError) as caught:
-        load_checkpoint(path)
-    sentence(caught)
-
-
-def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.pth", tmp_path):
-        with pytest.raises(InputError) as caught:
-            load_checkpoint(path)
-        assert str(path) in sentence(caught)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(3), "text"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, draw_face, save_colour_net
+from conftest import ROOT, draw_face, encode, save_colour_net
 
 pa = pytest.importorskip("pyarrow", reason="needs requirements-scale.txt")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs requirements-scale.txt")
@@ -66,10 +65,9 @@ def test_paths_get_labels_or_reasons(weights: Path, folder: Path) -> None:
 
 
 def test_bytes_are_read_in_place_of_paths_and_no_rows_have_all_columns(weights: Path) -> None:
-    out = io.BytesIO()
-    draw_face("female", 0).save(out, "PNG")
+    data = encode(draw_face("female", 0), "PNG")
     net = example.FaceClassifier(weights, LocalFileSystem())
-    rows = net(pa.table({"path": ["a", "b"], "bytes": [out.getvalue(), b"text"]}))
+    rows = net(pa.table({"path": ["a", "b"], "bytes": [data, b"text"]}))
     assert rows["label"].to_pylist() == ["female", None]
     none = net(rows.slice(0, 0))
     assert none.schema == rows.schema
@@ -88,7 +86,7 @@ def test_what_is_done_is_read_from_whole_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], ["in"], ["", "out"], ["in", "out", "--workers", "0"]])
-def test_usage(wrong: list[str]) -> None:
+def test_usage_mistakes_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         example.main(wrong)
     assert stop.value.code == 2

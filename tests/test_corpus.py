@@ -35,6 +35,6 @@ def test_every_file_of_a_folder_is_answered(
 
 def test_a_process_that_does_not_answer_is_named(tmp_path: Path) -> None:
     draw_face("male", 0).save(tmp_path / "a.png")
-    (answer,) = corpus.answers([tmp_path / "a.png"], batch=1, timeout=0.001)
+    (answer,) = corpus.answers([tmp_path / "a.png"], batch=1, timeout=0)
     assert isinstance(answer, dict)
     assert answer["name"].endswith("a.png") and "no answer within" in answer["reason"]

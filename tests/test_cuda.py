@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_faces, save_colour_net
+from conftest import make_faces, make_index, save_colour_net
 
 from face_gender.classify.classifier import classify, load_classifier
 from face_gender.classify.results import Prediction
-from face_gender.data.index import Index
 from face_gender.data.sources import find_images
 from face_gender.model.recipes import get_recipe
 from face_gender.train.loop import train
@@ -38,7 +37,7 @@ def test_cuda_labels_as_the_cpu_does(faces: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mixed", [True, False])
 def test_a_training_on_cuda_is_gone_on_with(mixed: bool, tmp_path: Path) -> None:
-    index = Index.create(make_faces(tmp_path / "data"), landmarks=False, progress=False)
+    index = make_index(make_faces(tmp_path / "data"))
     recipe = get_recipe("compact_cnn", epochs=2, batch_size=8, learning_rate=1e-3)
 
     def start(out: str, resume: bool = False):  # type: ignore[no-untyped-def]

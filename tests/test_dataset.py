@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_faces, make_zip
+from conftest import make_index, make_zip, threads_in_use
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -46,7 +46,7 @@ SHAKEN = Preprocessing(12, 10, augmentation=Augmentation(0.5, 30))
 
 @pytest.fixture
 def index(faces: Path) -> Index:
-    return Index.create(faces, progress=False)
+    return make_index(faces)
 
 
 def batches(loader: FaceLoader, epoch: int = 0) -> list[Batch]:
@@ -115,20 +115,23 @@ def test_torchs_own_loader_takes_it_too_and_draws_the_same_each_time(index: Inde
 def test_a_bad_file_raises_with_its_path_and_the_reason(index: Index, faces: Path) -> None:
     dataset = FaceDataset(index, "train")
     spoil(dataset, [3])
-    with pytest.raises(UnreadableImage) as caught:
-        dataset[3]
-    assert caught.value.path == dataset.paths[3]
-    assert "not an image" in caught.value.reason
+    for read in (lambda: dataset[3], lambda: dataset.__getitems__([1, 3])):
+        with pytest.raises(UnreadableImage) as caught:
+            read()
+        assert caught.value.path == dataset.paths[3]
+        assert "not an image" in caught.value.reason
     shutil.rmtree(faces / "male")  # and nothing is read before it is asked for
     with pytest.raises(UnreadableImage):
         FaceDataset(index, "train")[len(dataset) - 1]
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_it_can_be_pickled(index: Index, faces: Path, tmp_path: Path, packed: bool) -> None:
+def test_a_pickled_data_set_reads_the_same(
+    index: Index, faces: Path, tmp_path: Path, packed: bool
+) -> None:
     data = make_zip(faces, tmp_path / "faces.zip") if packed else faces
     assert index.path is not None
-    dataset = FaceDataset(Index.open(index.path, data), "train", SHAKEN.eval_transform())
+    dataset = FaceDataset(index.path, "train", SHAKEN.eval_transform(), data=data)
     dataset[0]  # an archive is open now
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[5][0], dataset[5][0])
@@ -144,14 +147,6 @@ def test_an_older_csv_has_rows_and_no_splits(faces: Path) -> None:
     with pytest.raises(InputError) as caught:
         FaceDataset(older, "train")
     assert "data_split.py" in sentence(caught)
-
-
-def test_cyrillic_names_and_spaces_are_read(tmp_path: Path) -> None:
-    data = make_faces(tmp_path / "мои лица", 4, 4)
-    (data / "male" / "m_0.jpg").rename(data / "male" / "Иван Петров.jpg")
-    dataset = FaceDataset(Index.create(data, progress=False), None)
-    names = [str(path) for path in dataset.paths]
-    assert dataset[names.index("male/Иван Петров.jpg")][0].size == (36, 44)
 
 
 # Batches
@@ -204,12 +199,13 @@ def test_random_changes_depend_on_seed_epoch_and_position_alone(index: Index) ->
     assert not torch.allclose(expected, SHAKEN.normalized(pixels), atol=0.1)
 
 
+@pytest.mark.usefixtures("two_and_three_threads")
 def test_reading_leaves_the_random_numbers_and_threads_of_others_alone(index: Index) -> None:
     dataset = FaceDataset(index, "train", SHAKEN.train_transform())
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    state = torch.get_rng_state()
     batches(make_loader(dataset, 8, threads=3))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_num_threads() == threads
+    assert threads_in_use() == (2, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

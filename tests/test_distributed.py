@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_faces
+from conftest import ROOT, make_faces, make_index, python
 from sentences import sentence
 
-from face_gender.data.index import Index
 from face_gender.data.tables import write_index
 from face_gender.errors import InputError
 from face_gender.model.architectures import build_model
@@ -37,9 +36,7 @@ LIMIT = 300
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 pictures to train on, 4 to choose by: no number of processes divides these batches."""
-    made = Index.create(
-        make_faces(tmp_path_factory.mktemp("faces"), 16, 16), ratios=(70, 18, 12), progress=False
-    )
+    made = make_index(make_faces(tmp_path_factory.mktemp("faces"), 16, 16), ratios=(70, 18, 12))
     assert made.path is not None
     answers = ["0.9" if i % 3 else "" for i in range(len(made.table))]
     write_index(made.table.assign(teacher=answers), made.path)
@@ -48,7 +45,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launch(arguments: list[str], *, nodes: int = 1) -> tuple[int, str]:
     """Run torchrun, once for each node at the same time; return the worst exit code and stderr."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", *arguments]
     agents = [
         subprocess.Popen(
@@ -80,12 +77,8 @@ def results(out: Path) -> list[dict[str, Any]]:
 def alone(index: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process, that torchrun did not start, makes of the same task."""
     out = tmp_path_factory.mktemp("one") / "alone"
-    subprocess.run(
-        [sys.executable, *worker("figures", index, out)],
-        check=True,
-        timeout=LIMIT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = python(*worker("figures", index, out))
+    assert done.returncode == 0, done.stderr
     return results(out)[0]
 
 
@@ -178,7 +171,7 @@ def test_without_restarts_the_others_end_and_resume_goes_on(index: Path, tmp_pat
 
 
 def test_processes_with_different_indexes_are_refused(index: Path, tmp_path: Path) -> None:
-    Index.create(index.parent, tmp_path / "other.csv", seed=9, progress=False)
+    make_index(index.parent, tmp_path / "other.csv", seed=9)
     script = (
         "import os, sys; from face_gender.train import __main__ as train;"
         "rank = int(os.environ['RANK']);"
@@ -254,7 +247,8 @@ def test_a_job_without_a_name_is_known_by_its_launch(
     run = trained(index, tmp_path)
     assert run(1) == [0]
     assert run(1) == [1]
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    parent = os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
     assert run(1) == [0]
 
 
@@ -267,7 +261,7 @@ def test_the_same_job_of_other_settings_begins(
     assert run(1) == [0]
     if "index" in change:
         change = {"index": tmp_path / "other.csv", "data": index.parent}
-        Index.create(index.parent, change["index"], seed=9, progress=False)
+        make_index(index.parent, change["index"], seed=9)
     assert run(1, **change) == [0]
 
 

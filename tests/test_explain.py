@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SHIPPED, make_checkpoint
 from torch import Tensor, nn
 
 from face_gender import CLASSES
@@ -16,12 +17,10 @@ from face_gender.data.preprocessing import Preprocessing, stack
 from face_gender.data.sources import open_source
 from face_gender.evaluate.metrics import Evaluation
 from face_gender.model.architectures import build_model, for_inference
-from face_gender.model.checkpoint import Checkpoint, load_checkpoint
+from face_gender.model.checkpoint import load_checkpoint
 from face_gender.model.explain import CAVEAT, explain, overlays
-from face_gender.model.recipes import RECIPES, get_recipe
+from face_gender.model.recipes import RECIPES
 from face_gender.plots import explained_mistakes
-
-SHIPPED = Path(__file__).resolve().parent.parent / "model_weights" / "shipped.pth"
 
 
 class RedOrBlue(nn.Module):
@@ -87,7 +86,7 @@ NETS = {each.arch: each.preprocessing for each in RECIPES.values()} | {
 
 @pytest.mark.parametrize("arch", ["compact_cnn", "dropout_cnn", "resnet18", "squeezenet1_1",
                                   "mobilenet_v3_small"])  # fmt: skip
-def test_nets_are_left_as_they_were(arch: str, one_thread: None) -> None:
+def test_nets_are_left_as_they_were(arch: str) -> None:
     torch.manual_seed(0)
     model, sizes = build_model(arch).eval(), NETS[arch]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -104,7 +103,7 @@ def test_nets_are_left_as_they_were(arch: str, one_thread: None) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_form_for_inference_is_explained_alike(one_thread: None) -> None:
+def test_the_form_for_inference_is_explained_alike() -> None:
     torch.manual_seed(0)
     model = build_model("resnet18").eval()
     images = torch.randn(1, 3, 96, 96)
@@ -116,7 +115,7 @@ def test_the_form_for_inference_is_explained_alike(one_thread: None) -> None:
 
 
 @pytest.mark.real
-def test_hiding_what_is_marked_counts(shared: Callable[[str], Path], one_thread: None) -> None:
+def test_hiding_what_is_marked_counts(shared: Callable[[str], Path]) -> None:
     """The deletion check of docs/explanations.md, on few pictures."""
     source = open_source(shared("officials.zip"))
     names = sorted(name for name in source.names() if name.endswith(".jpg"))[::30]
@@ -137,15 +136,12 @@ def test_hiding_what_is_marked_counts(shared: Callable[[str], Path], one_thread:
     assert lost[0] > 0.05 + 3 * abs(lost[1])
 
 
-def test_mistakes_are_shown_with_their_maps_below(faces: Path, one_thread: None) -> None:
-    recipe = get_recipe("compact_cnn")
-    weights = build_model("compact_cnn").state_dict()
-    checkpoint = Checkpoint(recipe, CLASSES, recipe.preprocessing, weights)
+def test_mistakes_are_shown_with_their_maps_below(faces: Path) -> None:
     paths = np.array(["male/m_0.jpg", "male/gone.jpg", "male/m_1.jpg", "male/m_2.jpg"])
     female = np.array([0.7, 0.99, 0.9, 0.2], dtype=np.float32)
     labels = np.zeros(4, dtype=np.int64)
     result = Evaluation(CLASSES, paths, labels, np.stack([1 - female, female], 1), 0.5)
-    figure = explained_mistakes(result, open_source(faces), checkpoint)
+    figure = explained_mistakes(result, open_source(faces), make_checkpoint())
     titles = [axes.get_title().split("\n")[0] for axes in figure.axes]
     assert titles == ["female 90%", "female 70%", "", ""]
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PORTRAITS, save_colour_net, snapshot
+from conftest import PORTRAITS, exif_of, save_colour_net, snapshot
 from PIL import Image
 
 import face_gender.data.__main__ as data_split
@@ -28,7 +28,6 @@ from face_gender.data.dataset import FaceDataset
 from face_gender.data.hashing import hash_and_check
 from face_gender.data.index import Index
 from face_gender.data.landmarks import COLUMNS, COORDINATES
-from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import evaluate
@@ -266,8 +265,7 @@ def test_boxes_are_in_pixels_of_the_upright_picture(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # of which Pillow warns
     scene = Image.new("RGB", (1600, 2400), (90, 120, 140))
     scene.paste(Image.open(PORTRAITS[0]).convert("RGB").resize((960, 1200)), (500, 1000))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned to the right by viewers
+    exif = exif_of(Orientation=6)  # to be turned to the right by viewers
     scene.rotate(90, expand=True).save(tmp_path / name, exif=exif, quality=90)
     (view,) = load_classifier(weights).views(None, str(tmp_path / name))
     assert view.box is not None
@@ -311,7 +309,7 @@ def test_crops_that_could_not_be_written_are_written_by_resume(
     assert sorted(path.name for path in Path("crops").rglob("*.jpg")) == ["one_0.jpg", "two_0.jpg"]
 
 
-def test_alignment_is_a_choice(
+def test_without_alignment_no_face_is_looked_for(
     photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -347,17 +345,6 @@ def test_load_gives_a_row_for_every_face(photos: Path, weights: Path) -> None:
     assert all(len(box) == 4 for box in table["face"][1:])
     table = load(weights).classify(np.asarray(Image.open(photos / "one.jpg")), progress=False)
     assert list(table) == ["name", "label", "confidence", "male", "female", "error"]
-
-
-def test_preprocessing_travels_with_its_alignment() -> None:
-    aligned = Preprocessing(96, 96, align="landmarks", margin=0.1)
-    assert Preprocessing.from_dict(aligned.to_dict()) == aligned
-    older = {key: value for key, value in Preprocessing().to_dict().items()
-             if key not in ("align", "margin")}  # fmt: skip
-    assert Preprocessing.from_dict(older) == Preprocessing() and not Preprocessing().aligns
-    for wrong in ({"align": "eyes"}, {"margin": float("nan")}, {"margin": 3}):
-        with pytest.raises(ValueError):
-            Preprocessing(**wrong)
 
 
 @pytest.fixture(autouse=True)

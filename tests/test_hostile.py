@@ -6,7 +6,6 @@ Through the commands as users meet them; tests of the functions themselves lie b
 from __future__ import annotations
 
 import faulthandler
-import io
 import json
 import os
 import pickle
@@ -15,39 +14,49 @@ import shutil
 import socket
 import stat
 import struct
-import subprocess
-import sys
 import tempfile
-import threading
 import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_face, make_faces, snapshot
+from conftest import (
+    ROOT,
+    content_of,
+    draw_face,
+    encode,
+    make_checkpoint,
+    make_faces,
+    make_index,
+    peak_of,
+    python,
+    snapshot,
+    zip_of,
+)
 from PIL import Image
-from sentences import sentence
+from sentences import one_sentence, sentence
+from writers import announcing_png, chunk, png
 
 import face_gender.classify.__main__ as process
 import face_gender.data.__main__ as data_split
 from face_gender import CLASSES
-from face_gender.classify import engines
 from face_gender.classify.classifier import classify, load_classifier
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.decoders import load_decoders
-from face_gender.data.images import UnreadableImage, decode_image, decode_pixels, load_image
-from face_gender.data.index import Index
+from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
 from face_gender.data.sources import FolderSource, find_images
 from face_gender.data.tables import read_index
 from face_gender.errors import InputError
 from face_gender.export import __main__ as export
 from face_gender.model.architectures import build_model
-from face_gender.model.checkpoint import Checkpoint, load_checkpoint, read_weights, start_from
+from face_gender.model.checkpoint import load_checkpoint, read_weights, start_from
 from face_gender.model.recipes import get_recipe
 from face_gender.train.loop import train
 
@@ -68,7 +77,7 @@ def _never_hang() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "net.pth"
-    checkpoint().save(path)
+    make_checkpoint(seed=1, epoch=2, metrics={"val_accuracy": 0.5}).save(path)
     return path
 
 
@@ -80,34 +89,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
-def checkpoint(**changes: Any) -> Checkpoint:
-    torch.manual_seed(1)
-    recipe = get_recipe("compact_cnn")
-    values = {
-        "recipe": recipe,
-        "classes": CLASSES,
-        "preprocessing": recipe.preprocessing,
-        "weights": build_model("compact_cnn").state_dict(),
-        "epoch": 2,
-        "metrics": {"val_accuracy": 0.5},
-    }
-    return Checkpoint(**{**values, **changes})
-
-
-def content_of(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    return content
-
-
-def one_sentence(text: str, program: str) -> str:
-    """Return what a command ended with, having seen that it is one sentence and nothing more."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    assert len(lines) == 1, text
-    assert lines[0].startswith(f"{program}: ") and lines[0].endswith((".", "?")), text
-    assert not re.search(r"[.!?]\s+[A-Z]", lines[0]), text
-    return lines[0]
-
-
 def run(main: Callable[..., int], *arguments: str | Path) -> int:
     names = {process.main: ["process.py"], data_split.main: ["data_split.py"]}
     return main([str(each) for each in arguments], *names.get(main, []))
@@ -116,19 +97,7 @@ def run(main: Callable[..., int], *arguments: str | Path) -> int:
 # --- archives whose members would lie elsewhere ---------------------------------------------------
 
 
-def zip_of(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as out:
-        for name, data in members.items():
-            out.writestr(name, data)
-    return path
-
-
-def jpeg(label: str = "male", seed: int = 0) -> bytes:
-    out = io.BytesIO()
-    draw_face(label, seed).save(out, "JPEG")
-    return out.getvalue()
-
-
+FACE = encode(draw_face("male", 0))
 OUTSIDE = ("../up.jpg", "/absolute.jpg", "in/../../deep.jpg", "..\\windows.jpg")
 
 
@@ -136,7 +105,7 @@ def test_members_that_lead_out_are_skipped_by_name_and_nothing_is_unpacked(
     work: Path, weights: Path, capsys: Capture
 ) -> None:
     names = ["good.jpg", "in/also.jpg", *OUTSIDE]
-    archive = zip_of(work.parent / "faces.zip", {name: jpeg() for name in names})
+    archive = zip_of(work.parent / "faces.zip", dict.fromkeys(names, FACE))
     before = snapshot(work.parent)
     options = ("--recursive", "--format", "full", "--quiet", "--weights", weights)
     assert run(process.main, archive, *options) == 0
@@ -150,8 +119,13 @@ def test_members_that_lead_out_are_skipped_by_name_and_nothing_is_unpacked(
 
 
 def test_members_that_lead_out_are_no_rows_of_an_index(tmp_path: Path, capsys: Capture) -> None:
-    members = {f"{label}/{i}.jpg": jpeg(label, i) for label in CLASSES for i in range(3)}
-    members |= {"male/../../up.jpg": jpeg(seed=9), "/male/root.jpg": jpeg(seed=8)}
+    members = {
+        f"{label}/{i}.jpg": encode(draw_face(label, i)) for label in CLASSES for i in range(3)
+    }
+    members |= {
+        "male/../../up.jpg": encode(draw_face("male", 9)),
+        "/male/root.jpg": encode(draw_face("male", 8)),
+    }
     archive = zip_of(tmp_path / "faces.zip", members)
     assert run(data_split.main, archive) == 0
     assert set(read_index(tmp_path / "index.csv")["path"]) == set(list(members)[:6])
@@ -175,14 +149,14 @@ def test_an_index_that_leads_out_is_refused_wherever_it_is_read(
 ) -> None:
     data = make_faces(tmp_path / "data", 4, 4)
     draw_face("male", 99).save(tmp_path / "secret.jpg")
-    Index.create(data, progress=False)
+    make_index(data)
     index = data / "index.csv"
     with open(index, "a") as file:
         file.write(f"{path},0,train,{'0' * 64}\n")
     for read in (
         lambda: read_index(index),
-        lambda: FaceDataset(index, "train"),
-        lambda: next(train("compact_cnn", index, tmp_path / "out", progress=False)),
+        lambda: FaceDataset(index, "train", data=data),
+        lambda: next(train("compact_cnn", index, tmp_path / "out", data=data, progress=False)),
     ):
         with pytest.raises(InputError) as caught:
             read()
@@ -194,53 +168,24 @@ def test_an_index_that_leads_out_is_refused_wherever_it_is_read(
         FolderSource(data).read(path)
 
 
-@pytest.mark.parametrize("name", ["a\0b.jpg", "\ud800.jpg", "x" * 5000 + ".jpg", "", "."])
-def test_a_name_that_no_file_has_is_unreadable(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage):
-        load_image(name, FolderSource(tmp_path))
-    with pytest.raises(UnreadableImage):
-        load_image(name)
-
-
 # --- bombs ----------------------------------------------------------------------------------------
 
 
-def peak_of(function: Callable[[], object], error: type[Exception]) -> tuple[str, int]:
-    """Return an error's message, and how many bytes Python took on the way to it."""
-    import tracemalloc
-
-    tracemalloc.start()
-    with pytest.raises(error) as caught:
-        function()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return str(caught.value), peak
-
-
 def test_an_archive_in_an_archive_is_no_picture(work: Path, weights: Path, capsys: Capture) -> None:
-    inner = zip_of(work.parent / "inner.zip", {"a.jpg": jpeg()}).read_bytes()
+    inner = zip_of(work.parent / "inner.zip", {"a.jpg": FACE}).read_bytes()
     archive = zip_of(work.parent / "a.zip", {"inner.jpg": inner, "inner.zip": inner})
     assert run(process.main, archive, "--quiet", "--weights", weights) == 1
     assert "not an image" in capsys.readouterr().err
 
 
-def png(*chunks: tuple[bytes, bytes], size: tuple[int, int] = (8, 8)) -> bytes:
-    header = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes(9 * 8))
-    whole = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in whole
-    )
-
-
+BLACK = [[0] * 8] * 8
 ZEROS = zlib.compress(bytes(2**27), 9)
 BOMBS = {
-    "zTXt": png((b"zTXt", b"key\0\0" + ZEROS)),
-    "iTXt": png((b"iTXt", b"key\0\1\0en\0key\0" + ZEROS)),
-    "iCCP": png((b"iCCP", b"name\0\0" + ZEROS)),
-    "size": png(size=(60_000, 60_000)),
-    "line": png(size=(2**31 - 1, 1)),
+    "zTXt": png(BLACK, 0, 8, chunk(b"zTXt", b"key\0\0" + ZEROS)),
+    "iTXt": png(BLACK, 0, 8, chunk(b"iTXt", b"key\0\1\0en\0key\0" + ZEROS)),
+    "iCCP": png(BLACK, 0, 8, chunk(b"iCCP", b"name\0\0" + ZEROS)),
+    "size": announcing_png(60_000, 60_000),
+    "line": announcing_png(2**31 - 1, 1),
     "gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",",
     "bmp": b"BM" + bytes(12) + struct.pack("<IiiHHIIiiII", 40, 2**30, 2**30, 1, 24, *(0,) * 6),
 }
@@ -249,23 +194,19 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_of_a_picture_takes_no_memory(name: str) -> None:
     for decode in (decode_image, decode_pixels):
-        try:
-            decode(png(), "warm")  # what is imported once is not the bomb's
-            picture = None
-            message, peak = peak_of(lambda: decode(BOMBS[name], "a.png"), UnreadableImage)  # noqa: B023
-            assert "bomb" in message or "damaged" in message or "not an image" in message
-        except pytest.fail.Exception:  # the pixels are whole, and the chunk is left where it is
-            picture = decode_image(BOMBS[name], "a.png")
-            assert picture.size == (8, 8)
-            peak = 0
+        decode(png(BLACK, 0, 8), "warm")  # what is imported once is not the bomb's
+        found, peak = peak_of(partial(decode, BOMBS[name], "a.png"), UnreadableImage)
+        if name in ("zTXt", "iTXt", "iCCP"):  # the pixels are whole, the chunk is left where it is
+            assert sorted(np.shape(found))[-2:] == [8, 8]
+        else:
+            assert re.search("bomb|damaged|not an image", str(found))
+            assert isinstance(found, UnreadableImage)
         assert peak < 2**25
 
 
 def test_scans_without_end_are_a_bomb() -> None:
     """A progressive JPEG may go over its pixels as often as it likes, 20 bytes each time."""
-    out = io.BytesIO()
-    Image.new("L", (64, 64), 90).save(out, "JPEG", progressive=True)
-    data = out.getvalue()
+    data = encode(Image.new("L", (64, 64), 90), progressive=True)
     last = data.rindex(b"\xff\xda")
     frame = data.index(b"\xff\xc2") + 5
     large = data[:frame] + struct.pack(">HH", 9_000, 9_000) + data[frame + 4 :]
@@ -304,7 +245,7 @@ def hostile(folder: Path) -> dict[str, str]:
     (folder / "words.jpg").write_text("words")
     (folder / "bomb.png").write_bytes(BOMBS["size"])
     (folder / "chunk.png").write_bytes(BOMBS["zTXt"])
-    (folder / "damaged.jpg").write_bytes(jpeg()[:300])
+    (folder / "damaged.jpg").write_bytes(FACE[:300])
     reasons = dict.fromkeys(("pipe.jpg", "socket.jpg", "zero.jpg"), "not a regular file")
     reasons |= dict.fromkeys(("itself.jpg", "one.jpg", "two.jpg", "dangling.jpg"), "cannot be read")
     reasons |= {"empty.jpg": "empty", "words.jpg": "not an image", "bomb.png": "bomb"}
@@ -350,7 +291,7 @@ def test_names_that_would_move_the_terminal_are_shown_escaped(
 ) -> None:
     folder = work.parent / "pictures"
     folder.mkdir()
-    (folder / "good.jpg").write_bytes(jpeg())
+    (folder / "good.jpg").write_bytes(FACE)
     (folder / "a\n\x1b[2Jskipped: b.jpg").write_text("words")
     assert run(process.main, folder, "--quiet", "--weights", weights) == 0
     assert capsys.readouterr().err == (
@@ -371,18 +312,11 @@ def test_the_commands_themselves_never_hang_on_such_folders(tmp_path: Path, weig
         ("data_split.py", []),
         ("process.py", ["--recursive", "--weights", str(weights)]),
     ):
-        done = subprocess.run(
-            [sys.executable, ROOT / command, data, *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-            check=False,
-        )
+        done = python(ROOT / command, data, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert b"Traceback" not in done.stderr
-        assert b"\x1b[2J" not in done.stdout + done.stderr
-        assert all(name.encode() in done.stderr for name in reasons if name != "chunk.png")
+        assert "Traceback" not in done.stderr
+        assert "\x1b[2J" not in done.stdout + done.stderr
+        assert all(name in done.stderr for name in reasons if name != "chunk.png")
     rows = set(read_index(data / "index.csv")["path"])
     assert {f"male/{name}" for name in names} <= rows
     assert not [row for row in rows if Path(row).name in reasons.keys() - {"chunk.png"}]
@@ -391,23 +325,25 @@ def test_the_commands_themselves_never_hang_on_such_folders(tmp_path: Path, weig
 
 
 @ON_UNIX
-def test_training_leaves_out_what_became_a_pipe(tmp_path: Path, one_thread: None) -> None:
+def test_training_leaves_out_what_became_a_pipe(tmp_path: Path) -> None:
     data = make_faces(tmp_path / "data", 8, 8)
-    table = Index.create(data, progress=False).table
+    table = make_index(data).table
     name = table[table["split"] == "train"]["path"].iloc[0]
     (data / name).unlink()
     os.mkfifo(data / name)
     recipe = get_recipe("compact_cnn", epochs=1, batch_size=8)
     with pytest.warns(UserWarning, match="not a regular file"):
-        reports = list(train(recipe, data / "index.csv", tmp_path / "o", workers=0, progress=False))
+        reports = list(
+            train(recipe, data / "index.csv", tmp_path / "o", data=data, workers=0, progress=False)
+        )
     assert len(reports) == 1
 
 
 NO_FILES = {
-    "pipe": lambda path: os.mkfifo(path),
+    "pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
-    "folder": lambda path: path.mkdir(),
-    "empty": lambda path: path.touch(),
+    "folder": Path.mkdir,
+    "empty": Path.touch,
     "text": lambda path: path.write_text("words and more words\n" * 9),
     "loop": lambda path: path.symlink_to(path.name),
     "nothing": lambda path: None,
@@ -417,7 +353,7 @@ NO_FILES = {
 @ON_UNIX
 @pytest.mark.parametrize("suffix", ["", ".zip"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "empty", "text", "loop"])
-def test_folder_arguments_that_are_none(
+def test_a_folder_argument_that_is_none_is_one_sentence(
     kind: str, suffix: str, work: Path, weights: Path, capsys: Capture
 ) -> None:
     given = work.parent / f"given{suffix}"
@@ -430,7 +366,7 @@ def test_folder_arguments_that_are_none(
 
 
 @ON_UNIX
-def test_a_socket_is_no_folder(work: Path, capsys: Capture, monkeypatch: Any) -> None:
+def test_a_socket_is_no_folder(work: Path, capsys: Capture) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("s.zip")
         assert run(process.main, "s.zip") == 1
@@ -439,10 +375,10 @@ def test_a_socket_is_no_folder(work: Path, capsys: Capture, monkeypatch: Any) ->
 
 @ON_UNIX
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_weights_that_are_none(kind: str, work: Path, capsys: Capture) -> None:
+def test_weights_that_are_none_are_one_sentence(kind: str, work: Path, capsys: Capture) -> None:
     pictures = work.parent / "pictures"
     pictures.mkdir()
-    (pictures / "a.jpg").write_bytes(jpeg())
+    (pictures / "a.jpg").write_bytes(FACE)
     given = work.parent / "given.pth"
     NO_FILES[kind](given)
     assert run(process.main, pictures, "--weights", given) == 1
@@ -456,7 +392,7 @@ def test_weights_that_are_none(kind: str, work: Path, capsys: Capture) -> None:
 
 @ON_UNIX
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_indexes_that_are_none(kind: str, tmp_path: Path, capsys: Capture) -> None:
+def test_an_index_that_is_none_is_one_sentence(kind: str, tmp_path: Path, capsys: Capture) -> None:
     given = tmp_path / "given.csv"
     NO_FILES[kind](given)
     with pytest.raises(InputError) as caught:
@@ -500,15 +436,7 @@ def test_a_folder_without_permission_is_one_sentence(weights: Path) -> None:
             "  process.main(['data', '--recursive', '--quiet', '--weights', sys.argv[1]]),\n"
             "  process.main(['closed', '--weights', sys.argv[1]]))\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", script, root / "net.pth"],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = python("-c", script, root / "net.pth", cwd=root)
         (data / "male" / "locked").chmod(0o700)
         (root / "closed").chmod(0o700)
         assert done.stdout.split()[-4:] == ["0", "1", "0", "1"], done.stdout + done.stderr
@@ -537,50 +465,28 @@ def test_a_graph_that_is_a_pipe_is_none(work: Path, weights: Path, capsys: Captu
     assert "net.onnx does not exist" in one_sentence(capsys.readouterr().err, "process.py")
 
 
-@pytest.mark.parametrize("value", ["", "{", "[" * 100_000, "\ud800"])
-def test_a_graph_that_says_nonsense_of_itself_says_nothing(value: str) -> None:
-    class Model:
-        def get_rt_info(self, place: list[str]) -> Any:
-            return type("Info", (), {"value": value})
-
-    assert engines._value(Model(), "classes") is None
-
-
 # --- files that change ----------------------------------------------------------------------------
 
 
 @ON_UNIX
-def test_files_that_change_between_listing_and_reading(tmp_path: Path, weights: Path) -> None:
+def test_files_that_change_between_listing_and_reading_are_skipped_by_name(
+    tmp_path: Path, weights: Path
+) -> None:
     for i in range(5):
-        (tmp_path / f"{i}.jpg").write_bytes(jpeg(seed=i))
+        (tmp_path / f"{i}.jpg").write_bytes(encode(draw_face("male", i)))
     source, names = find_images(tmp_path)
     (tmp_path / "1.jpg").unlink()
     (tmp_path / "2.jpg").unlink()
     os.mkfifo(tmp_path / "2.jpg")
     (tmp_path / "3.jpg").unlink()
     (tmp_path / "3.jpg").mkdir()
-    (tmp_path / "4.jpg").write_bytes(jpeg()[:500])
+    (tmp_path / "4.jpg").write_bytes(FACE[:500])
     answers = list(classify(load_classifier(weights, device="cpu"), source, names, workers=2))
     reasons = [getattr(answer, "reason", "") for answer in answers]
     assert reasons[0] == ""
     assert "No such file" in reasons[1]
     assert "not a regular file" in reasons[2] and "not a regular file" in reasons[3]
     assert "damaged" in reasons[4]
-
-
-def test_files_that_vanish_while_a_folder_is_read(tmp_path: Path, weights: Path) -> None:
-    """A race, not arranged: whoever wins, every name gets an answer."""
-    names = []
-    for i in range(60):
-        (tmp_path / f"{i:03}.jpg").write_bytes(jpeg(seed=i % 3))
-    source, names = find_images(tmp_path)
-    remover = threading.Thread(
-        target=lambda: [(tmp_path / name).unlink() for name in reversed(names)]
-    )
-    remover.start()
-    answers = list(classify(load_classifier(weights, device="cpu"), source, names))
-    remover.join()
-    assert [answer.name for answer in answers] == names
 
 
 # --- checkpoints that mean harm -------------------------------------------------------------------
@@ -666,8 +572,8 @@ def test_a_checkpoint_that_unpacks_to_gigabytes_is_a_bomb(tmp_path: Path, weight
         path, zipfile.ZIP_DEFLATED, lambda name, data: bytes(2**27) if "data/0" in name else data
     )
     assert path.stat().st_size < 5_000_000
-    message, peak = peak_of(lambda: read_weights(path), InputError)
-    assert "decompression bomb" in message
+    error, peak = peak_of(lambda: read_weights(path), InputError)
+    assert "decompression bomb" in str(error)
     assert peak < 2**25
 
 
@@ -676,8 +582,8 @@ def test_a_checkpoint_that_asks_for_memory_alone_is_refused(tmp_path: Path, weig
     path = shutil.copy(weights, tmp_path / "bomb.pth")
     ask = b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 2**31 - 1) + b"\x85R."
     rewritten(path, zipfile.ZIP_STORED, lambda n, data: ask if n.endswith("data.pkl") else data)
-    message, peak = peak_of(lambda: read_weights(path), InputError)
-    assert "builtins.bytearray" in message
+    error, peak = peak_of(lambda: read_weights(path), InputError)
+    assert "builtins.bytearray" in str(error)
     assert peak < 2**25
 
 
@@ -794,40 +700,18 @@ def test_a_weight_that_is_none_is_one_sentence(
     assert words in sentence(caught)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"format": 2}, "has format 2 and this version reads 1"),
-        ({"classes": ["male", "female", "cat"]}, "compact_cnn with 3 classes"),
-        ({"recipe": get_recipe("resnet18").to_dict()}, "not those of resnet18"),
-        ({"weights": {"fc4.bias": torch.zeros(2)}}, "they have no conv1.weight"),
-    ],
-)
-def test_wrong_weights_end_the_command_in_a_sentence(
-    change: dict[str, Any], words: str, work: Path, weights: Path, capsys: Capture
-) -> None:
-    torch.save({**content_of(weights), **change}, work.parent / "wrong.pth")
-    pictures = make_faces(work.parent / "pictures", 1, 1)
-    assert run(process.main, pictures, "--recursive", "--weights", work.parent / "wrong.pth") == 1
-    assert words in one_sentence(capsys.readouterr().err, "process.py")
-    assert list(work.iterdir()) == []
-
-
 def test_a_size_that_the_net_cannot_take_is_one_sentence(work: Path, capsys: Capture) -> None:
     """Only its forward says so."""
     recipe = get_recipe("resnet50", arch="squeezenet1_1", init="none", size=(4, 4))
-    net = build_model("squeezenet1_1").state_dict()
     path = work.parent / "small.pth"
-    checkpoint(recipe=recipe, preprocessing=recipe.preprocessing, weights=net).save(path)
+    make_checkpoint(recipe=recipe).save(path)
     pictures = make_faces(work.parent / "pictures", 1, 1)
     assert run(process.main, pictures, "--recursive", "--quiet", "--weights", path) == 1
     found = one_sentence(capsys.readouterr().err, "process.py")
     assert "cannot run on pictures of 4 x 4 pixels" in found
 
 
-def test_a_file_of_optimiser_state_and_parameters_still_opens(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_a_file_of_optimiser_state_and_parameters_still_opens(tmp_path: Path) -> None:
     """What is refused must not be what training scripts elsewhere save."""
     net = build_model("compact_cnn")
     optimizer = torch.optim.AdamW(net.parameters())
@@ -842,4 +726,5 @@ def test_a_file_of_optimiser_state_and_parameters_still_opens(
     }
     for zipped in (True, False):
         torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-        load_checkpoint(tmp_path / "a.pth", "compact_cnn", CLASSES).build()
+        found = load_checkpoint(tmp_path / "a.pth", "compact_cnn", CLASSES).weights
+        assert all(torch.equal(found[name], weight) for name, weight in net.state_dict().items())

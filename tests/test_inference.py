@@ -5,34 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
-from conftest import ROOT, draw_face, make_faces, make_zip
+from conftest import (
+    SHIPPED,
+    draw_face,
+    make_checkpoint,
+    make_faces,
+    make_index,
+    make_zip,
+    threads_in_use,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from face_gender.classify.classifier import Classifier, choose_load, classify, load_classifier
 from face_gender.classify.results import Prediction, Skipped
 from face_gender.data.images import load_image, load_pixels
-from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.devices import mixed_precision
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import evaluate
 from face_gender.faces.detector import Detector, load_detector
-from face_gender.files import cpu_count
-from face_gender.model.architectures import build_model
-from face_gender.model.checkpoint import Checkpoint
-from face_gender.model.recipes import RECIPES, get_recipe
-
-
-def make_checkpoint(recipe_name: str) -> Checkpoint:
-    recipe = get_recipe(recipe_name)
-    torch.manual_seed(1)
-    weights = build_model(recipe.arch).state_dict()
-    return Checkpoint(recipe, ("male", "female"), recipe.preprocessing, weights)
+from face_gender.model.recipes import RECIPES
 
 
 class _Echo(torch.nn.Module):
@@ -43,7 +39,7 @@ class _Echo(torch.nn.Module):
 
 
 def echo_classifier(model: torch.nn.Module | None = None) -> Classifier:
-    checkpoint = make_checkpoint("compact_cnn")
+    checkpoint = make_checkpoint()
     preprocessing = Preprocessing(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
     checkpoint = replace(checkpoint, preprocessing=preprocessing)
     return Classifier(checkpoint, model or _Echo(), torch.device("cpu"), torch.float32)
@@ -108,14 +104,6 @@ def test_no_more_than_a_few_batches_are_read_ahead(tmp_path: Path) -> None:
     assert len(asked) <= 2 * 2 * 4  # two batches for each thread
     stream.close()
     assert len(asked) <= 2 * 2 * 4
-
-
-def test_other_code_keeps_its_threads(mixed: Path) -> None:
-    before = torch.get_num_threads()
-    stream = classify(echo_classifier(), open_source(mixed), ["00.jpg", "01.jpg"], 1, 2)
-    next(stream)
-    stream.close()
-    assert torch.get_num_threads() == before
 
 
 class _Small(_Echo):
@@ -184,12 +172,11 @@ def test_a_cpu_calculates_in_16_bits_where_that_is_faster(
 
 @pytest.mark.skipif(mixed_precision(torch.device("cpu")) is None, reason="no 16-bit type")
 def test_sixteen_bits_change_no_probability_by_more_than_two_hundredths(mixed: Path) -> None:
-    weights = ROOT / "model_weights" / "shipped.pth"
     names = [f"{i:02}.jpg" for i in range(30)]
     few, full = (
         [
             result.scores
-            for result in classify(load_classifier(weights, mixed=on), open_source(mixed), names)
+            for result in classify(load_classifier(SHIPPED, mixed=on), open_source(mixed), names)
             if isinstance(result, Prediction)
         ]
         for on in (True, False)
@@ -210,30 +197,34 @@ def test_a_small_folder_is_shared_by_all_threads(given_: tuple, chosen: tuple) -
 
 
 @pytest.mark.parametrize(("side", "pictures"), [(96, 32), (112, 31), (224, 7), (1000, 4)])
-def test_a_thread_takes_fewer_of_large_pictures(side: int, pictures: int) -> None:
+def test_a_thread_takes_fewer_of_large_pictures_and_each_processor_has_one(
+    side: int, pictures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("face_gender.classify.classifier.cpu_count", lambda: 5)
     net = echo_classifier()
     preprocessing = replace(net.checkpoint.preprocessing, height=side, width=side)
     net = replace(net, checkpoint=replace(net.checkpoint, preprocessing=preprocessing))
-    assert choose_load(net) == (pictures, cpu_count())
+    assert choose_load(net) == (pictures, 5)
     assert choose_load(net, batch_size=20, workers=2) == (20, 2)
 
 
-def test_each_thread_finds_faces_on_one_core(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("two_and_three_threads")
+def test_each_thread_finds_faces_on_one_core_and_others_keep_theirs(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = set()
 
     def detect(*arguments: object, **options: object) -> list[object]:
-        counts.add((cv2.getNumThreads(), torch.get_num_threads()))
+        counts.add(threads_in_use())
         return []
 
     net = replace(echo_classifier(), detector=load_detector())
     monkeypatch.setattr(Detector, "detect", detect)
-    cv2.setNumThreads(3)
-    try:
-        list(classify(net, open_source(mixed), ["00.jpg", "01.jpg"], 1, 2))
-        assert counts == {(1, 1)}
-        assert cv2.getNumThreads() == 3
-    finally:
-        cv2.setNumThreads(-1)
+    stream = classify(net, open_source(mixed), ["00.jpg", "01.jpg"], 1, 2)
+    next(stream)
+    stream.close()
+    assert counts == {(1, 1)}
+    assert threads_in_use() == (2, 3)
 
 
 def test_names_may_come_one_by_one(mixed: Path) -> None:
@@ -255,7 +246,7 @@ def test_use_and_evaluation_look_at_the_same_mirror_images(tmp_path: Path) -> No
         recipe = replace(checkpoint.recipe, preprocessing=small, mirror_within=within)
         path = tmp_path / f"{within}.pth"
         replace(checkpoint, recipe=recipe, preprocessing=small).save(path)
-        index = Index.create(data, tmp_path / "index.csv", progress=False, force=True)
+        index = make_index(data, tmp_path / "index.csv", force=True)
         judged = evaluate(path, index, None, allow_seen=True, progress=False)
         used = classify(load_classifier(path, mixed=False), index.source, list(judged.paths))
         scores = torch.tensor([each.scores for each in used if isinstance(each, Prediction)])
@@ -282,7 +273,7 @@ def test_the_fast_form_of_a_net_gives_its_results_and_leaves_its_weights(
     assert net.probabilities(pixels).sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_paths_without_a_source(tmp_path: Path) -> None:
+def test_names_without_a_source_are_paths(tmp_path: Path) -> None:
     draw_face("male", 1).save(tmp_path / "a.jpg")
     (result,) = classify(echo_classifier(), None, [str(tmp_path / "a.jpg")])
     assert isinstance(result, Prediction)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import encode
 from PIL import Image
 from writers import bmp, chunk, packed, png, segment, tiff, tiff_of_jpeg
 
@@ -137,10 +138,9 @@ def colour_tiffs(order: str, packing: int, way: str) -> Iterator[Case]:
 
 
 def old_jpeg_tiffs() -> Iterator[Case]:
-    out = BytesIO()
-    Image.fromarray(levels(COLOURS, 8).astype(np.uint8)).save(out, "JPEG", subsampling=0)
-    shown = np.asarray(Image.open(out)) / 255
-    yield Case("tiff of jpeg", tiff_of_jpeg(out.getvalue(), WIDTH, HEIGHT), shown, False)
+    jpeg = encode(Image.fromarray(levels(COLOURS, 8).astype(np.uint8)), subsampling=0)
+    shown = np.asarray(Image.open(BytesIO(jpeg))) / 255
+    yield Case("tiff of jpeg", tiff_of_jpeg(jpeg, WIDTH, HEIGHT), shown, False)
 
 
 def pngs() -> Iterator[Case]:
@@ -301,12 +301,6 @@ def test_a_second_decoder_shows_the_same() -> None:
 PLAIN = Image.fromarray(np.repeat(levels(COLOURS, 8).astype(np.uint8), 3, axis=0))
 
 
-def encoded(form: str, image: Image.Image = PLAIN, **options: Any) -> bytes:
-    out = BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()
-
-
 # A frame that does not cover its canvas, indices 0..3 in codes of 3 bits between clear and end.
 GIF = (
     b"GIF89a\4\0\3\0\x81\2\0" + SHADES[:4].astype(np.uint8).tobytes()
@@ -374,7 +368,7 @@ def test_a_png_without_its_last_chunks_is_whole_and_one_without_rows_is_not() ->
     ],
 )
 def test_metadata_of_a_jpeg_do_not_decide_over_its_pixels(odd: bytes) -> None:
-    data = encoded("JPEG")
+    data = encode(PLAIN)
     expected = shown_by_us(data)
     for at in (20,) if odd == b"junk" else (2, 20):
         changed = data[:at] + odd + data[at:]
@@ -397,6 +391,10 @@ def test_orientation_in_xmp_is_not_followed(form: str) -> None:
         text = b"XML:com.adobe.xmp\0\0\0\0\0" + XMP
         data = png(levels(COLOURS, 8), 2, 8, chunk(b"iTXt", text))
     else:
-        data = encoded(form, xmp=XMP) if form != "TIFF" else encoded(form, tiffinfo={700: XMP})
+        data = (
+            encode(PLAIN, form, xmp=XMP)
+            if form != "TIFF"
+            else encode(PLAIN, form, tiffinfo={700: XMP})
+        )
     assert XMP in data
     assert decode_image(data, "x").width == WIDTH

@@ -55,7 +55,7 @@ def test_the_wheel_brings_the_code_the_page_and_the_shipped_weights(tmp_path: Pa
     }  # fmt: skip
 
 
-def test_where_weights_are_looked_for(tmp_path: Path) -> None:
+def test_weights_are_looked_for_in_the_checkout_and_then_in_the_package(tmp_path: Path) -> None:
     checkout = ROOT / "model_weights"
     packaged = ROOT / "face_gender" / "model_weights" / "shipped.pth"
     assert weights.default_weights() == [checkout / "best.pth", checkout / "shipped.pth", packaged]
@@ -108,7 +108,7 @@ def test_signals_are_handled_by_the_program_alone(name: str, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0)])
-def test_usage(arguments: list[str], code: int, capsys) -> None:
+def test_usage_and_help_name_every_command(arguments: list[str], code: int, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         command.main(arguments)
     assert stop.value.code == code

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_index
 from PIL import Image
 
 from face_gender import plots
 from face_gender.classify.results import Prediction
 from face_gender.data.dataset import FaceDataset
-from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.evaluate.metrics import Evaluation
@@ -36,14 +36,14 @@ def make_result(paths: list[str], answers: list[float]) -> Evaluation:
 
 
 def test_histogram_counts_every_picture(faces: Path) -> None:
-    report = Index.create(faces, progress=False)
+    report = make_index(faces)
     figure = plots.class_histogram(report.table)
     heights = sorted(int(bar.get_height()) for bar in figure.axes[0].patches)
     assert heights == [3, 3, 3, 3, 14, 14]
 
 
 def test_sizes_leave_out_what_cannot_be_read(faces: Path) -> None:
-    report = Index.create(faces, progress=False)
+    report = make_index(faces)
     dataset = FaceDataset(report, None)
     (faces / str(dataset.paths[0])).write_bytes(b"gone bad")
     assert plots.image_sizes(dataset).axes[0].get_title() == "Sizes of 39 pictures"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face
+from conftest import NEUTRAL, draw_face, results_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -18,23 +18,13 @@ from torchvision.transforms import v2
 from face_gender.data.augmentation import N_UNIFORMS, Augmentation
 from face_gender.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, stack
 
-NEUTRAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # leaves values in 0..1
-
-
-def drawn(transform: object, image: Image.Image, seeds: range) -> list[Tensor]:
-    """What a random transform makes of one picture, once for each seed."""
-    results = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        results.append(transform(image))  # type: ignore[operator]
-    return results
-
-
 settings_of = st.builds(
     Preprocessing,
     height=st.integers(1, 400),
     width=st.integers(1, 400),
     resize=st.sampled_from(["stretch", "crop"]),
+    align=st.sampled_from(["none", "landmarks"]),
+    margin=st.floats(0, 1),
     mean=st.tuples(*[st.floats(0, 1)] * 3),
     std=st.tuples(*[st.floats(0.01, 2)] * 3),
     augmentation=st.builds(
@@ -109,7 +99,7 @@ def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
 def test_eval_is_deterministic_even_with_augmentation() -> None:
     transform = Preprocessing(40, 40, augmentation=Augmentation(1, 90)).eval_transform()
     plain = Preprocessing(40, 40).eval_transform()(draw_face("male", 0))
-    for tensor in drawn(transform, draw_face("male", 0), range(5)):
+    for tensor in results_of(transform, draw_face("male", 0), range(5)):
         assert torch.equal(tensor, plain)
 
 
@@ -166,6 +156,9 @@ def test_crop_of_a_hair_needs_no_more_than_the_tensor(size: tuple[int, int]) -> 
         {"std": (1.0, 0.0, 1.0)},
         {"mean": (0.5, 0.5)},
         {"std": (1.0,)},
+        {"align": "eyes"},
+        {"margin": float("nan")},
+        {"margin": 3},
     ],
 )
 def test_settings_without_sense_are_refused_in_a_sentence(wrong: dict[str, object]) -> None:
@@ -174,10 +167,10 @@ def test_settings_without_sense_are_refused_in_a_sentence(wrong: dict[str, objec
     sentence(caught)
 
 
-def test_settings_of_older_files_change_nothing_new() -> None:
-    values = Preprocessing(augmentation=Augmentation(0.5, 15)).to_dict()
-    values["augmentation"] = {"horizontal_flip": 0.5, "rotation": 15}
-    assert Preprocessing.from_dict(values) == Preprocessing(augmentation=Augmentation(0.5, 15))
+def test_settings_from_before_there_was_an_alignment_have_none() -> None:
+    values = Preprocessing().to_dict()
+    del values["align"], values["margin"]
+    assert Preprocessing.from_dict(values) == Preprocessing() and not Preprocessing().aligns
 
 
 @pytest.mark.parametrize("values", [{}, {"mean": [0, 0, 0], "std": [1, 1, 1], "colour": "no"}])
@@ -228,12 +221,14 @@ def test_pictures_are_resized_as_torchvision_does(
 @pytest.mark.parametrize(
     ("source", "target"), [((218, 178), (224, 224)), ((64, 64), (100, 80)), ((9, 9), (20, 30))]
 )
-def test_a_picture_whose_channels_lie_apart_is_resized_too(
+def test_a_picture_whose_channels_lie_apart_is_resized_to_channels_last_too(
     source: tuple[int, int], target: tuple[int, int], resize: Any
 ) -> None:
     pixels = noise(*source, 3).permute(2, 0, 1)
     preprocessing = Preprocessing(*target, resize)
-    assert torch.equal(preprocessing.resized(pixels.contiguous()), preprocessing.resized(pixels))
+    results = preprocessing.resized(pixels.contiguous()), preprocessing.resized(pixels)
+    assert torch.equal(*results)
+    assert all(each.permute(1, 2, 0).is_contiguous() for each in results)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -274,13 +269,3 @@ def test_a_picture_has_one_way_to_a_tensor_as_an_image_and_as_pixels() -> None:
         found = preprocessing.train_transform()(given_)
         assert torch.equal(found, preprocessing.normalized(changed)[0])
         assert not torch.equal(found, preprocessing.eval_transform()(given_))
-
-
-@pytest.mark.parametrize("resize", ["stretch", "crop"])
-def test_a_resized_picture_has_its_channels_last_whatever_it_came_from(resize: Any) -> None:
-    preprocessing = Preprocessing(height=20, width=30, resize=resize)
-    rows = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8)
-    kinds = (rows.permute(2, 0, 1), rows.permute(2, 0, 1).contiguous())  # decoders give the first
-    found = [preprocessing.resized(pixels) for pixels in kinds]
-    assert all(each.permute(1, 2, 0).is_contiguous() for each in found)
-    assert torch.equal(*found)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, draw_face, heed_ctrl_c, make_zip, save_colour_net, snapshot
+from sentences import one_sentence
 
 from face_gender import console, files
 from face_gender.classify import __main__ as process
@@ -101,15 +102,12 @@ def stop_after(count: int, error: BaseException, monkeypatch: pytest.MonkeyPatch
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    line = text.splitlines()[-1]
-    assert line.startswith("process.py: ")
-    assert line.endswith(".")
-    return line
+    *others, line = capsys.readouterr().err.splitlines()
+    assert not any("Traceback" in other for other in others)
+    return one_sentence(line, "process.py")
 
 
-def test_a_caller_keeps_its_handlers(run) -> None:
+def test_a_caller_keeps_its_handlers_of_signals(run) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert run() == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -137,7 +135,7 @@ def test_an_interruption_writes_the_results_so_far_and_says_so(
     assert os.listdir() == [str(OUTPUT)]
 
 
-def test_flat_and_csv_hold_what_was_predicted(run, monkeypatch) -> None:
+def test_interrupted_runs_write_flat_and_csv_too(run, monkeypatch) -> None:
     stop_after(2, KeyboardInterrupt(), monkeypatch)
     assert run("--format", "flat") == 130
     assert list(results()) == NAMES[:2]
@@ -291,7 +289,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_disk_that_is_really_full(run, folder: Path, small_disk: Path, capsys) -> None:
+def test_a_disk_that_is_really_full_keeps_the_predictions(
+    run, folder: Path, small_disk: Path, capsys
+) -> None:
     for name in NAMES:  # so long that two pages of predictions are needed
         (folder / name).rename(folder / f"{name[:2]}{'x' * 240}.jpg")
     output = small_disk / "r.json"

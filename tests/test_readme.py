@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHIPPED, python
 
 import face_gender.audit.__main__
 import face_gender.classify.__main__ as process
@@ -85,9 +83,9 @@ def test_the_russian_readme_says_the_same() -> None:
         assert found == english[kind], kind
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+def test_the_python_of_the_readme_runs() -> None:
     first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
-    done = subprocess.run([sys.executable, "-c", first], cwd=ROOT, capture_output=True, text=True)
+    done = python("-c", first)
     assert done.returncode == 0, done.stderr
     assert "female" in done.stdout
 
@@ -110,13 +108,9 @@ def test_the_first_command_labels_the_samples(tmp_path: Path) -> None:
     line = next(line for line in README.splitlines() if line.startswith("pip install -r req"))
     install, run = line.split(" && ")
     assert install == "pip install -r requirements.txt"
-    arguments = run.split()
-    assert arguments[0] == "python"
-    done = subprocess.run(
-        [sys.executable, *arguments[1:], "--output", str(tmp_path / "r.json"),
-         "--weights", "model_weights/shipped.pth"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    program, *arguments = run.split()
+    assert program == "python"
+    done = python(*arguments, "--output", tmp_path / "r.json", "--weights", SHIPPED)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r.json").read_text().count(".jpg") == 158  # with photos/
 

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face, make_faces, make_zip
+from conftest import data_of, draw_face, make_checkpoint, make_faces, make_zip
 from PIL import Image
 
 from face_gender.classify.classifier import Classifier
@@ -28,13 +28,10 @@ from face_gender.data import images
 from face_gender.data.__main__ import main as data_split
 from face_gender.data.sources import find_images, open_source
 from face_gender.errors import InputError
-from face_gender.model.architectures import build_model
-from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.explain import CAVEAT
-from face_gender.model.recipes import get_recipe
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 CLASSES = ("male", "female")
 NASTY = (
@@ -59,12 +56,6 @@ class Face(Prediction):
 def predicted(name: str, label: str, confidence: float, **more: Any) -> Face:
     scores = (confidence, 1 - confidence) if label == "male" else (1 - confidence, confidence)
     return Face(name, CLASSES, scores, **more)
-
-
-def data_of(page: Path) -> dict[str, Any]:
-    text = page.read_bytes().decode("utf-8")
-    (block,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    return json.loads(block)
 
 
 def thumbnails_of(page: Path) -> list[Image.Image]:
@@ -98,7 +89,9 @@ def twenty() -> list[Face]:
 # ---- The file
 
 
-def test_predictions_from_the_least_confident_on(folder: Path, tmp_path: Path) -> None:
+def test_the_page_holds_predictions_from_the_least_confident_on(
+    folder: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "results.html"
     skipped = [Skipped("b.jpg", "empty file"), Skipped("a.jpg", "damaged")]
     write_page(page, reversed(twenty()), skipped, open_source(folder), threshold=0.6)
@@ -166,9 +159,8 @@ def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(
 
 
 def test_the_most_doubtful_are_explained(folder: Path) -> None:
-    recipe = get_recipe("compact_cnn")
-    model = build_model("compact_cnn").eval().requires_grad_(False)
-    checkpoint = Checkpoint(recipe, CLASSES, recipe.preprocessing, model.state_dict())
+    checkpoint = make_checkpoint()
+    model = checkpoint.build()[0].requires_grad_(False)
     classifier = Classifier(checkpoint, model, torch.device("cpu"), torch.float32)
     found = [predicted("gone.jpg", "male", 0.5), *twenty()]
     drawn = explain_doubtful(classifier, open_source(folder), found[::-1], most=4)
@@ -177,7 +169,7 @@ def test_the_most_doubtful_are_explained(folder: Path) -> None:
     assert explain_doubtful(classifier, open_source(folder), []) == {}
 
 
-def test_a_page_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         write_page(tmp_path / "none" / "page.html", twenty(), [], open_source(folder))
 
@@ -212,30 +204,6 @@ def test_json_inside_a_script_cannot_end_it() -> None:
 
 
 # ---- In a browser
-
-
-@pytest.fixture
-def show(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open a page from disk, offline; at the end, nothing may have been complained of."""
-    complaints: list[str] = []
-    contexts = []
-
-    def open_page(path: Path, width: int = 1280, missing: bool = False) -> Page:
-        context = browser.new_context(offline=True, viewport={"width": width, "height": 800})
-        contexts.append(context)
-        tab = context.new_page()
-        tab.set_default_timeout(60_000)
-        if not missing:  # which a browser complains of
-            tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("dialog", lambda dialog: complaints.append(dialog.message))
-        tab.goto(path.as_uri())
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 def shown(tab: Page) -> list[str]:
@@ -386,7 +354,7 @@ def test_a_long_list_is_paged(show: Callable[..., Page], folder: Path, tmp_path:
     assert "label it male" in tab.locator("#keys").inner_text()
 
 
-def test_photographs_with_boxes_and_maps(show: Callable[..., Page], tmp_path: Path) -> None:
+def test_photographs_show_boxes_and_maps(show: Callable[..., Page], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("RGB", (400, 200), "grey").save(tmp_path / "in" / "photo.jpg")
     found = [

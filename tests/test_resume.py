@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, heed_ctrl_c, make_faces
-from sentences import sentence
+from conftest import ROOT, heed_ctrl_c, make_checkpoint, make_faces, make_index
+from sentences import one_sentence, sentence
 
 from face_gender.data.dataset import UnreadablePictureWarning
 from face_gender.data.index import Index
@@ -41,12 +40,25 @@ RECIPES = {
     "patience": replace(QUICK, epochs=9, patience=1, best_by="val_loss", learning_rate=0.02),
 }
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """16 pictures to train on, 4 to choose by; not to be written to."""
+    return make_index(make_faces(tmp_path_factory.mktemp("data"), 12, 12), landmarks=True)
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Index:
-    return Index.create(make_faces(tmp_path / "data", 12, 12), progress=False)
+def own(tmp_path: Path) -> Index:
+    """The same for a test that spoils pictures."""
+    return make_index(make_faces(tmp_path / "data", 12, 12))
+
+
+@pytest.fixture(scope="module")
+def whole(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete run of QUICK; not to be written to."""
+    out = tmp_path_factory.mktemp("whole")
+    run(QUICK, index, out)
+    return out
 
 
 def run(recipe: Recipe | str, index: Index, out: Path, **options: Any) -> list[EpochReport]:
@@ -90,11 +102,10 @@ def test_resumed_training_is_the_undisturbed_one_bit_for_bit(
         assert files(out) == files(tmp_path / "whole")
 
 
-def test_resuming_a_complete_run_does_nothing(index: Index, tmp_path: Path) -> None:
-    run(QUICK, index, tmp_path / "w")
-    before = files(tmp_path / "w")
-    assert run(QUICK, index, tmp_path / "w", resume=True) == []
-    assert files(tmp_path / "w") == before
+def test_resuming_a_complete_run_does_nothing(index: Index, whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "w")
+    assert run(QUICK, index, out, resume=True) == []
+    assert files(out) == files(whole)
 
 
 def test_resuming_what_was_never_begun_begins(
@@ -112,44 +123,31 @@ def test_a_name_stands_for_the_recipe_of_the_earlier_run(index: Index, tmp_path:
 
 
 def test_more_epochs_may_be_asked_for_where_the_rate_is_constant(
-    index: Index, tmp_path: Path
+    index: Index, whole: Path, tmp_path: Path
 ) -> None:
-    run(replace(QUICK, epochs=2), index, tmp_path / "a")
-    run(QUICK, index, tmp_path / "a", resume=True)
-    run(QUICK, index, tmp_path / "b")
-    weights = [load_checkpoint(tmp_path / n / "best.pth").weights for n in "ab"]
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    run(replace(QUICK, epochs=2), index, tmp_path)
+    run(QUICK, index, tmp_path, resume=True)
+    weights, expected = (load_checkpoint(out / "best.pth").weights for out in (tmp_path, whole))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_without_resume_a_new_run_begins_and_the_old_one_is_kept(
-    index: Index, tmp_path: Path
-) -> None:
-    stop_after(2, QUICK, index, tmp_path / "w")
-    before = files(tmp_path / "w" / "compact_cnn")
-    reports = run(QUICK, index, tmp_path / "w")
-    assert [each.epoch for each in reports] == [0, 1, 2]
-    kept = tmp_path / "w" / "compact_cnn" / "earlier_1"
-    assert files(kept) == before
-    assert (kept / "last.pth").exists()
-
-
-def test_pictures_left_out_before_stay_left_out(index: Index, tmp_path: Path) -> None:
-    rows = index.table[index.table["split"] == "train"]["path"].tolist()
-    (index.source.path / rows[0]).write_bytes(b"")
+def test_pictures_left_out_before_stay_left_out(own: Index, tmp_path: Path) -> None:
+    rows = own.table[own.table["split"] == "train"]["path"].tolist()
+    (own.source.path / rows[0]).write_bytes(b"")
     with pytest.warns(UnreadablePictureWarning):
-        run(QUICK, index, tmp_path / "whole")
+        run(QUICK, own, tmp_path / "whole")
     with pytest.warns(UnreadablePictureWarning):
-        stop_after(1, QUICK, index, tmp_path / "w")
-    run(QUICK, index, tmp_path / "w", resume=True)  # a second warning would be an error
+        stop_after(1, QUICK, own, tmp_path / "w")
+    run(QUICK, own, tmp_path / "w", resume=True)  # a second warning would be an error
     assert files(tmp_path / "w") == files(tmp_path / "whole")
 
 
-def test_init_is_not_needed_any_more(index: Index, tmp_path: Path) -> None:
-    (first,) = run(replace(QUICK, epochs=1), index, tmp_path / "first")
-    start = shutil.copy(first.checkpoint, tmp_path / "start.pth")
+def test_a_run_that_goes_on_needs_its_init_no_more(index: Index, tmp_path: Path) -> None:
+    start = tmp_path / "start.pth"
+    make_checkpoint().save(start)
     recipe = replace(QUICK, init=str(start))
     stop_after(1, recipe, index, tmp_path / "w")
-    Path(start).unlink()
+    start.unlink()
     assert len(run(recipe, index, tmp_path / "w", resume=True)) == 2
 
 
@@ -175,17 +173,13 @@ def test_a_run_of_an_earlier_version_goes_on(index: Index, tmp_path: Path) -> No
     assert found == expected
 
 
-def test_last_pth_is_a_checkpoint_too(index: Index, tmp_path: Path) -> None:
-    reports = run(QUICK, index, tmp_path / "w")
-    last = load_checkpoint(tmp_path / "w" / "compact_cnn" / "last.pth")
+def test_last_pth_is_a_checkpoint_too(whole: Path) -> None:
+    paths = [whole / "compact_cnn" / name for name in ("last.pth", "epoch_2.pth")]
+    last, newest = map(load_checkpoint, paths)
     assert last.epoch == 2
-    newest = load_checkpoint(reports[-1].checkpoint)
     assert all(torch.equal(last.weights[k], newest.weights[k]) for k in last.weights)
-    assert reports[-1].checkpoint.stat().st_size < 0.5 * last_size(tmp_path / "w")
-
-
-def last_size(out: Path) -> int:
-    return (out / "compact_cnn" / "last.pth").stat().st_size
+    of_last, of_newest = (path.stat().st_size for path in paths)
+    assert of_newest < 0.5 * of_last
 
 
 def test_history_has_a_row_for_each_epoch(index: Index, tmp_path: Path) -> None:
@@ -227,7 +221,7 @@ def test_other_epochs_are_refused_where_the_schedule_hangs_on_them(
 
 def test_another_index_is_refused(index: Index, tmp_path: Path) -> None:
     stop_after(1, QUICK, index, tmp_path / "w")
-    other = Index.create(index.source.path, tmp_path / "other.csv", seed=5, progress=False)
+    other = make_index(index.source.path, tmp_path / "other.csv", seed=5)
     assert "another index" in refused(other, tmp_path / "w")
 
 
@@ -341,9 +335,8 @@ def test_temporary_files_of_a_killed_run_are_removed(index: Index, tmp_path: Pat
 
 
 def test_a_full_disk_is_one_sentence_and_training_goes_on_afterwards(
-    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index: Index, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(QUICK, index, tmp_path / "whole")
     calls = 0
 
     def full(descriptor: int) -> None:
@@ -359,7 +352,7 @@ def test_a_full_disk_is_one_sentence_and_training_goes_on_afterwards(
     assert "No space left on device" in sentence(caught)
     assert not list((tmp_path / "w").rglob(".*.tmp"))
     run(QUICK, index, tmp_path / "w", resume=True)
-    assert files(tmp_path / "w") == files(tmp_path / "whole")
+    assert files(tmp_path / "w") == files(whole)
 
 
 # The command
@@ -417,9 +410,12 @@ def test_init_and_resume_contradict_each_other_in_a_sentence(
         (["--size", "10x10"], "takes pictures of 80 to 106"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--seed", "3", "--resume"], "seed 0, not 3"),
+        (["--size", "0x0"], ""),
+        (["--size", "9999x9999"], ""),
+        (["--seed", "9" * 30], ""),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_mistakes_and_numbers_out_of_range_are_one_sentence(
     options: list[str],
     words: str,
     command: Callable[..., list[str]],
@@ -428,38 +424,34 @@ def test_mistakes_are_one_sentence(
     if "--resume" in options:
         assert train.main(command("--epochs", "1", "--quiet")) == 0
     assert train.main(command("--quiet", *options)) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("face_gender.train: ")
-    assert words in line
+    assert words in one_sentence(capsys.readouterr().err, "face_gender.train")
 
 
 def test_a_missing_index_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["nowhere.csv", "--recipe", "compact_cnn"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "nowhere.csv cannot be read" in line
+    said = one_sentence(capsys.readouterr().err, "face_gender.train")
+    assert "nowhere.csv cannot be read" in said
 
 
 # Killed
 
 
-def children(arguments: list[str], last: Path, signs: list[signal.Signals]) -> Iterator[Any]:
-    """Run the command once for each signal, sent when an epoch is complete; then to its end."""
-    for sign in [*signs, None]:
-        before = last.read_bytes() if last.exists() else b""
-        child = subprocess.Popen(
-            [sys.executable, "-m", "face_gender.train", *arguments],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            preexec_fn=heed_ctrl_c,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as the test's own run has
-        )
-        limit = time.monotonic() + 300
-        while sign and child.poll() is None and time.monotonic() < limit:
-            if last.exists() and last.read_bytes() != before:
-                child.send_signal(sign)
-                break
-        _, err = child.communicate(timeout=300)
-        yield sign, child.returncode, err.decode()
+def ended(arguments: list[str], sign: signal.Signals | None) -> tuple[int, list[str]]:
+    """Run the command, with a signal as it says that an epoch is complete; return code, stderr."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "face_gender.train", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith("epoch ")
+    if sign:
+        child.send_signal(sign)
+    _, err = child.communicate(timeout=300)
+    return child.returncode, err.splitlines()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -467,34 +459,21 @@ def test_training_killed_by_each_signal_and_resumed_gives_the_same_weights(
     index: Index, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     recipe = get_recipe("compact_cnn", epochs=6, batch_size=8)
-    arguments = command("--epochs", "6", "--resume", "--quiet")
-    last = tmp_path / "w" / "compact_cnn" / "last.pth"
-    signs = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
-    for sign, code, err in children(arguments, last, signs):
-        expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, None: 0}
-        assert code == expected[sign], err
-        assert "Traceback" not in err
+    arguments = command("--epochs", "6", "--resume")
+    expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, None: 0}
+    for sign, code in expected.items():
+        found, said = ended(arguments, sign)
+        assert found == code, said
+        assert not any("Traceback" in line for line in said)
         if code in (130, 143):
-            assert err.splitlines() == [
+            assert said[-1] == (
                 "face_gender.train: interrupted; what is complete is kept, and --resume goes on "
                 "from it."
-            ]
+            )
     run(recipe, index, tmp_path / "whole")
     whole = load_checkpoint(tmp_path / "whole" / "compact_cnn" / "epoch_5.pth")
     resumed = load_checkpoint(tmp_path / "w" / "compact_cnn" / "epoch_5.pth")
     assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [["--size", "0x0"], ["--size", "9999x9999"], ["--seed", "9" * 30]],
-)
-def test_numbers_out_of_range_are_one_sentence(
-    options: list[str], command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(command("--quiet", *options)) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("face_gender.train: ") and line.endswith(".")
 
 
 def test_a_rank_that_is_no_number_is_no_traceback(
@@ -511,11 +490,12 @@ def test_one_small_picture_a_batch_is_one_sentence(index: Index, tmp_path: Path)
 
 
 def test_unreadable_pictures_are_told_in_plain_lines(
-    index: Index, command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    own: Index, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = index.table[index.table["split"] == "train"].iloc[0]
-    (index.source.path / row["path"]).write_bytes(b"no picture")
-    assert train.main(command("--epochs", "1", "--quiet")) == 0
+    row = own.table[own.table["split"] == "train"].iloc[0]
+    (own.source.path / row["path"]).write_bytes(b"no picture")
+    options = ["--recipe", "compact_cnn", "--output", str(tmp_path / "w"), "--epochs", "1"]
+    assert train.main([str(own.path), *options, "--quiet"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert row["path"] in line and "Warning" not in line
 

@@ -119,7 +119,7 @@ def test_a_damaged_line_costs_its_picture_alone(tmp_path: Path) -> None:
         assert read(output, NAMES) == all_of(NAMES[1:]), damage[:50]
 
 
-def test_changed_added_and_removed_pictures(tmp_path: Path) -> None:
+def test_changed_and_added_pictures_alone_are_predicted_anew(tmp_path: Path) -> None:
     output = tmp_path / "r.json"
     write(output, NAMES)
     changed = Stamped({"1.jpg": (1, 3), "4.jpg": (2, 2)})

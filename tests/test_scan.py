@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import unicodedata
 import zipfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, draw_face, make_faces, make_zip
+from conftest import draw_face, make_zip, python
 from sentences import sentence
 
 from face_gender.data import hashing
@@ -22,12 +21,6 @@ from face_gender.data.hashing import check_picture, hash_and_check, hashes_of
 from face_gender.data.scan import Scan, read_groups, scan_data, taken_in_words
 from face_gender.data.sources import FolderSource, open_source
 from face_gender.errors import InputError
-
-
-@pytest.fixture
-def few(tmp_path: Path) -> Path:
-    """A data set of 5 + 4 drawn faces."""
-    return make_faces(tmp_path / "data", 5, 4)
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -88,9 +81,10 @@ def test_what_is_taken_and_left_out_is_one_line(
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("name", ["A.JPG", "b.Jpeg", "c.PNG", "deep/er/d.webp", "e.TIFF", "f.JXL"])
-def test_suffix_in_any_case_and_folders_inside_are_rows(few: Path, name: str) -> None:
-    assert f"male/{name}" in scan_data(put(few, f"male/{name}")).names
+def test_suffix_in_any_case_and_folders_inside_are_rows(few: Path) -> None:
+    names = ("A.JPG", "b.Jpeg", "c.PNG", "deep/er/d.webp", "e.TIFF", "f.JXL")
+    added = {f"male/{name}" for name in names}
+    assert added <= set(scan_data(put(few, *added)).names)
 
 
 @pytest.mark.parametrize(
@@ -351,10 +345,9 @@ def test_spawned_workers_give_the_same(mixed: Path, tmp_path: Path) -> None:
         "    print(hashing.hash_and_check(found.source, found.names, progress=False))\n"
     )
     archive = make_zip(mixed, tmp_path / "faces.zip")
-    arguments = [sys.executable, "-c", code, str(archive)]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode().strip() == str(check(archive))
+    done = python("-c", code, archive)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == str(check(archive))
 
 
 def die(*_: object) -> Any:
@@ -396,16 +389,12 @@ def test_hashes_of_unreadable_names_are_empty(few: Path) -> None:
 # --- names ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["лицо.jpg", "a b.jpg", "a,b.jpg", 'a"b".jpg', "a'b.jpg", "#1.jpg", "顔😀.jpg", "NA.jpg"],
-)
-def test_odd_names_are_scanned(few: Path, tmp_path: Path, name: str) -> None:
-    if sys.platform == "win32" and '"' in name:
-        pytest.skip("no such names there")
-    (few / "male" / "m_0.jpg").rename(few / "male" / name)
+def test_odd_names_are_scanned(few: Path, tmp_path: Path) -> None:
+    names = ["лицо.jpg", "a b.jpg", "a,b.jpg", "a'b.jpg", "#1.jpg", "顔😀.jpg", "NA.jpg"]
+    names += [] if sys.platform == "win32" else ['a"b".jpg']
+    put(few, *(f"male/{name}" for name in names))
     for data in (few, make_zip(few, tmp_path / "faces.zip")):
-        assert f"male/{name}" in scan_data(data).names
+        assert {f"male/{name}" for name in names} <= set(scan_data(data).names)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")

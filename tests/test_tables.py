@@ -65,13 +65,15 @@ def test_columns_go_by_many_names(header: str, delimiter: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("start", ["", "sep=;\r\n"])
-def test_encodings_that_spreadsheets_write(encoding: str, start: str, tmp_path: Path) -> None:
+def test_lists_are_read_in_the_encodings_that_spreadsheets_write(
+    encoding: str, start: str, tmp_path: Path
+) -> None:
     text = f"{start}path;label\r\nЙод, 1.jpg;женский\r\n顔.jpg;Male\r\n"
     expected = [["Йод, 1.jpg", 1], ["顔.jpg", 0]]
     assert rows_of(tmp_path / "list.csv", text.encode(encoding)) == expected
 
 
-def test_russian_of_an_older_excel(tmp_path: Path) -> None:
+def test_russian_of_an_older_excel_is_read(tmp_path: Path) -> None:
     content = "файл;пол\nИван 1.jpg;мужской\nАнна.jpg;жен\n".encode("cp1251")
     rows = rows_of(tmp_path / "list.csv", content)
     assert [(decode_1251(str(name)), label) for name, label in rows] == [
@@ -192,19 +194,16 @@ def test_an_index_has_splits_of_three_names_and_paths_inside(tmp_path: Path) -> 
         sentence(caught)
 
 
-@pytest.mark.parametrize("word", ["male", "MALE ", "Men", "man", " m", "boys", "Мужчины", "М"])
-def test_words_for_the_first_class(word: str) -> None:
-    assert class_of(word) == 0
-
-
-@pytest.mark.parametrize("word", ["female ", "Women", "woman", "F", "girls", "Женщины", "ж"])
-def test_words_for_the_second_class(word: str) -> None:
-    assert class_of(word) == 1
-
-
-@pytest.mark.parametrize("word", ["", "0", "1", "males_old", "fem", "unknown", "мал"])
-def test_words_for_neither(word: str) -> None:
-    assert class_of(word) is None
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        (["male", "MALE ", "Men", "man", " m", "boys", "Мужчины", "М"], 0),
+        (["female ", "Women", "woman", "F", "girls", "Женщины", "ж"], 1),
+        (["", "0", "1", "males_old", "fem", "unknown", "мал"], None),
+    ],
+)
+def test_many_words_name_a_class_and_others_none(words: list[str], label: int | None) -> None:
+    assert {word: class_of(word) for word in words} == dict.fromkeys(words, label)
 
 
 @pytest.mark.parametrize(

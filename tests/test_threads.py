@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
-import cv2
 import pytest
-import torch
+from conftest import threads_in_use
 
 from face_gender.threads import threads_on_one_core_each
 
 
-@pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(2)
-    cv2.setNumThreads(3)
-    yield
-    torch.set_num_threads(before[0])
-    cv2.setNumThreads(before[1])
-
-
-def in_use(_: object = None) -> tuple[int, int]:
-    return torch.get_num_threads(), cv2.getNumThreads()
-
-
+@pytest.mark.usefixtures("two_and_three_threads")
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, GeneratorExit])
 def test_torch_and_opencv_have_their_threads_again(error: type[BaseException] | None) -> None:
     found = []
     try:
         with threads_on_one_core_each(2) as pool:
-            found = list(pool.map(in_use, range(8)))
+            found = list(pool.map(lambda _: threads_in_use(), range(8)))
             if error:
                 raise error
     except BaseException as raised:
         assert type(raised) is error
     assert set(found) == {(1, 1)}
-    assert in_use() == (2, 3)
-    later = []
-    thread = threading.Thread(target=lambda: later.append(in_use()))  # starts from the setting
+    assert threads_in_use() == (2, 3)
+    later = []  # what a new thread starts from
+    thread = threading.Thread(target=lambda: later.append(threads_in_use()))
     thread.start()
     thread.join()
     assert later == [(2, 3)]

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SAMPLES
+from conftest import SAMPLES, SHIPPED
 from PIL import Image
 
 from face_gender.data.index import Index
-from face_gender.data.landmarks import coordinates_of
+from face_gender.data.landmarks import COLUMNS, coordinates_of
 from face_gender.data.tables import read_index, write_index
 from face_gender.errors import InputError
 from face_gender.model.checkpoint import load_checkpoint
@@ -26,10 +26,19 @@ from tools import compare, descriptor, pretrain, sources, teachers
 SHARES = ("utkface", "celeba64", "aaf", "appa", "mebeauty", "twfy", "celeba_half")
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Seven sources made of the sample composites; one has a child, one an unsure picture."""
-    root = tmp_path / "data"
+def run(module: ModuleType, *arguments: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tool", *map(str, arguments)])
+        return int(module.main())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven sources made of the sample composites; one has a child, one an unsure picture.
+
+    And their index, with landmarks; not to be written to.
+    """
+    root = tmp_path_factory.mktemp("data")
     for number, source in enumerate(SHARES):
         rows = []
         for i, path in enumerate(SAMPLES[number::10]):
@@ -48,17 +57,13 @@ def data(tmp_path: Path) -> Path:
     labels = root / "aaf" / "labels.csv"
     with open(labels, "a", encoding="utf-8") as file:
         file.write("unsure/x.jpg,u,30,0.9\n")
+    assert run(sources, root) == 0
+    found = Index.open(root / "index.csv").with_landmarks(progress=False)
+    write_index(found.table, root / "index.csv")
     return root
 
 
-def run(module: ModuleType, *arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["tool", *map(str, arguments)])
-        return int(module.main())
-
-
 def test_sources_become_one_index(data: Path) -> None:
-    assert run(sources, data) == 0
     rows = read_index(data / "index.csv").set_index("path")
     assert set(rows["source"]) == set(SHARES)
     assert not any("/2_0_0_99" in path for path in rows.index)
@@ -85,10 +90,8 @@ def test_rare_sources_labels_and_ages_are_drawn_more_often() -> None:
 
 
 def test_training_goes_on_where_it_was_and_gives_a_checkpoint(data: Path, tmp_path: Path) -> None:
-    assert run(sources, data) == 0
     out = tmp_path / "new.pth"
-    shipped = ROOT / "model_weights" / "shipped.pth"
-    options = ("--init", shipped, "--batch-size", 4)
+    options = ("--init", SHIPPED, "--batch-size", 4)
     assert run(pretrain, data / "index.csv", out, *options, "--steps", 1) == 0
     assert run(pretrain, data / "index.csv", out, *options, "--steps", 2) == 0
     found = load_checkpoint(out)
@@ -100,10 +103,10 @@ def test_training_goes_on_where_it_was_and_gives_a_checkpoint(data: Path, tmp_pa
 def test_training_of_other_options_or_pictures_does_not_go_on(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(sources, data) == 0
-    shipped = ROOT / "model_weights" / "shipped.pth"
-    options = ("--init", shipped, "--batch-size", 4, "--steps", 1)
-    index, out = data / "index.csv", tmp_path / "new.pth"
+    options = ("--init", SHIPPED, "--batch-size", 4, "--steps", 1)
+    shutil.copytree(data, tmp_path / "data")
+    index, out = tmp_path / "data" / "index.csv", tmp_path / "new.pth"
+    write_index(read_index(index).drop(columns=list(COLUMNS)), index)  # without landmarks
     assert run(pretrain, index, out, *options) == 0
     written = out.read_bytes()
     capsys.readouterr()
@@ -116,8 +119,7 @@ def test_training_of_other_options_or_pictures_does_not_go_on(
 
 
 def test_without_its_parts_training_sees_the_aligned_faces(data: Path) -> None:
-    assert run(sources, data) == 0
-    index = Index.open(data / "index.csv").with_landmarks()
+    index = Index.open(data / "index.csv")
     rows = np.arange(6)
     plain = pretrain.as_input(np.stack([pretrain.Faces(index, 0).aligned(row) for row in rows]))
     left = pretrain.Faces(index, 0, without=pretrain.PARTS).batch(0, rows)
@@ -133,7 +135,6 @@ def test_without_its_parts_training_sees_the_aligned_faces(data: Path) -> None:
 
 
 def test_without_teachers_labels_alone_are_learnt(data: Path) -> None:
-    assert run(sources, data) == 0
     table = read_index(data / "index.csv")
     teacher = pd.to_numeric(table["teacher"]).to_numpy(float)
     wanted, frequency = pretrain.learnt(table, teacher, ["teachers", "balance"])
@@ -210,8 +211,7 @@ def test_teachers_go_on_with_the_faces_that_they_were_asked_about_alone(
             self.asked += len(pictures)
             return np.ones((len(pictures), teachers.NUMBERS + 2), np.float32)
 
-    assert run(sources, data) == 0
-    index = Index.open(data / "index.csv").with_landmarks(progress=False)
+    index = Index.open(data / "index.csv")
     rows = index.table[np.isfinite(coordinates_of(index.table)).all(1)]
     faces = pretrain.Faces(Index(pd.concat([rows] * 10)[:110], index.source), 0)
     beside = tmp_path / "said.npz.partial"
@@ -228,15 +228,12 @@ def test_teachers_go_on_with_the_faces_that_they_were_asked_about_alone(
 def test_a_teacher_that_is_not_there_is_one_sentence(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(sources, data) == 0
-    capsys.readouterr()
     assert run(teachers, data / "index.csv", tmp_path / "nets", tmp_path / "said.npz") != 0
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert str(tmp_path / "nets" / "faceres.onnx") in line
 
 
 def test_a_student_learns_the_teachers_numbers(data: Path, tmp_path: Path) -> None:
-    assert run(sources, data) == 0
     paths = read_index(data / "index.csv")["path"].to_numpy(str)
     told = np.random.default_rng(0).normal(size=(len(paths), 8)).astype(np.float16)
     told[1] = np.nan
@@ -248,8 +245,7 @@ def test_a_student_learns_the_teachers_numbers(data: Path, tmp_path: Path) -> No
     every = np.arange(len(paths))
     assert numbers.loss(known, every).item() == pytest.approx(0, abs=1e-6)
     assert numbers.loss(-known, every).item() == pytest.approx(2, abs=1e-6)
-    shipped = ROOT / "model_weights" / "shipped.pth"
-    options = ("--init", shipped, "--batch-size", 4, "--teachers", tmp_path / "said.npz")
+    options = ("--init", SHIPPED, "--batch-size", 4, "--teachers", tmp_path / "said.npz")
     assert run(pretrain, data / "index.csv", tmp_path / "new.pth", *options, "--steps", 1) == 0
     assert load_checkpoint(tmp_path / "new.pth").weights["fc.weight"].shape == (2, 512)
 
@@ -275,7 +271,6 @@ def test_the_table_shows_what_has_been_run(
     assert "0.8000 to 0.9000" in row
     assert any(line.startswith("| mean of the four published") for line in lines)
     assert not any("shipped weights" in line for line in lines)
-    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize(("male", "female", "shift"), [(3, 4, 0), (4, 3, 0.2), (4, 2, 1)])

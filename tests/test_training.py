@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from conftest import draw_face, make_faces, snapshot
+from conftest import draw_face, make_checkpoint, make_faces, make_index, snapshot
 from sentences import sentence
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -41,19 +41,16 @@ QUICK = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)
 ONE_EPOCH = replace(QUICK, epochs=1, batch_size=16)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """16 pictures to train on, 4 to choose by, 4 to test; not to be written to."""
-    return Index.create(make_faces(tmp_path_factory.mktemp("data"), 12, 12), progress=False)
+    return make_index(make_faces(tmp_path_factory.mktemp("data"), 12, 12), landmarks=True)
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Index:
     """The same for a test that spoils pictures."""
-    return Index.create(make_faces(tmp_path / "data", 12, 12), progress=False)
+    return make_index(make_faces(tmp_path / "data", 12, 12))
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +80,9 @@ def numbers(reports: list[EpochReport]) -> list[tuple[float, float, float]]:
 
 def predicting(female: float = 0.5, **changes: Any) -> Checkpoint:
     """A net that gives every picture the same probability of its second class."""
-    recipe = get_recipe("compact_cnn")
     weights = {k: torch.zeros_like(v) for k, v in build_model("compact_cnn").state_dict().items()}
     weights["fc4.bias"] = torch.tensor([1 - female, female]).log()
-    values = {
-        "recipe": recipe,
-        "classes": CLASSES,
-        "preprocessing": recipe.preprocessing,
-        "weights": weights,
-    }
-    return Checkpoint(**{**values, **changes})
+    return make_checkpoint(weights=weights, **changes)
 
 
 # What training is for
@@ -132,7 +122,7 @@ def test_the_other_recipes_make_an_epoch_and_come_back_from_their_files(
     assert found.preprocessing == recipe.preprocessing
 
 
-def test_a_recipe_may_be_named(index: Index, tmp_path: Path) -> None:
+def test_a_recipe_may_be_given_by_its_name(index: Index, tmp_path: Path) -> None:
     assert next(train("compact_cnn", index, tmp_path, progress=False)).epoch == 0  # type: ignore[call-overload]
     with pytest.raises(InputError, match="did you mean compact_cnn"):
         run("compactcnn", index, tmp_path)
@@ -413,35 +403,6 @@ def test_pictures_of_an_epoch_have_its_fraction_of_the_size(
     ]  # fmt: skip
 
 
-def test_a_head_of_reversed_classes_is_put_in_order(tmp_path: Path) -> None:
-    """Women come first in the file; its prediction for women must stay theirs; in float16, too."""
-    predicting(0.9, classes=("female", "male")).save(tmp_path / "reversed.pth", torch.float16)
-    model, _ = build_for(replace(QUICK, init=str(tmp_path / "reversed.pth")))
-    probabilities = model(torch.zeros(1, 3, 100, 80)).softmax(dim=1)[0].tolist()
-    assert probabilities == pytest.approx([0.9, 0.1], abs=1e-3)
-    assert CLASSES == ("male", "female")
-    assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
-
-
-def test_a_head_for_other_classes_starts_anew_with_a_warning(tmp_path: Path) -> None:
-    torch.save(build_model("compact_cnn", classes=7).state_dict(), tmp_path / "seven.pth")
-    before = torch.load(tmp_path / "seven.pth", weights_only=True)
-    with pytest.warns(UserWarning, match="for other classes") as caught:
-        model, _ = build_for(replace(QUICK, init=str(tmp_path / "seven.pth")))
-    assert len(caught) == 2
-    after = model.state_dict()
-    assert torch.equal(after["fc3.weight"], before["fc3.weight"])
-    assert after["fc4.weight"].shape == (2, 412)
-
-
-def test_a_file_of_another_net_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    torch.save(build_model("dropout_cnn").state_dict(), tmp_path / "other.pth")
-    for file in ("other.pth", "missing.pth"):
-        with pytest.raises(InputError) as caught:
-            build_for(replace(QUICK, init=str(tmp_path / file)))
-        assert file in sentence(caught)
-
-
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
@@ -509,6 +470,7 @@ def test_files_of_earlier_runs_are_moved_aside_and_never_lost(index: Index, tmp_
     assert len(set(contents)) == 3
     assert (folder / "earlier_1" / "epoch_0.pth").read_bytes() == contents[0]
     assert (folder / "earlier_1" / "epoch_1.pth").exists()
+    assert (folder / "earlier_1" / "last.pth").exists()
     assert (folder / "earlier_2" / "epoch_0.pth").read_bytes() == contents[1]
     assert not (folder / "earlier_2" / "epoch_1.pth").exists()
     assert not (folder / "earlier_3").exists()
@@ -822,10 +784,7 @@ def test_evaluation_agrees_with_the_report_of_training(index: Index, trained: Pa
 
 
 def test_probabilities_of_log_probabilities_add_up_to_one(index: Index) -> None:
-    recipe = get_recipe("dropout_cnn")
-    torch.manual_seed(0)
-    weights = build_model("dropout_cnn").state_dict()
-    result = judge(Checkpoint(recipe, CLASSES, recipe.preprocessing, weights), index)
+    result = judge(make_checkpoint("dropout_cnn"), index)
     assert np.allclose(result.probabilities.sum(axis=1), 1, atol=1e-5)
     true = result.probabilities[np.arange(len(result.labels)), result.labels]
     assert result.loss == pytest.approx(-np.log(true).mean(), rel=1e-4)
@@ -848,7 +807,7 @@ def test_each_epoch_has_the_temperature_that_fits_its_validation(tmp_path: Path)
         for label, other in zip(CLASSES, reversed(CLASSES), strict=True):
             drawn = draw_face(other if i % 3 == 0 else label, i)
             drawn.save(data / label / f"{label[0]}_{i}.jpg")
-    index = Index.create(data, ratios=(15, 75, 10), progress=False)
+    index = make_index(data, ratios=(15, 75, 10))
     reports = run(QUICK, index, tmp_path / "w", mixed=False)
     fitted = []
     for report in reports:

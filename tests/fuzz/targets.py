@@ -117,6 +117,7 @@ def _decoded(decode: Callable[[bytes, str], Any], data: bytes) -> Any:
     try:
         return decode(data, "input")
     except UnreadableImage as error:
+        assert error.path == "input" and error.reason and "\n" not in error.reason
         return error.reason
 
 

@@ -18,7 +18,7 @@ import pytest
 from targets import TARGETS
 
 _INPUTS, _SEED = int(os.environ.get("FUZZ_INPUTS", 5_000)), os.environ.get("FUZZ_SEED", "0")
-_FEW = {"image": 100, "index": 15, "zip": 15, "checkpoint": 15}
+_FEW = {"image": 250, "index": 15, "zip": 15, "checkpoint": 15}
 _HANGS = 60  # seconds for one input
 _MEMORY = 8 * 2**30  # bytes of addresses, beyond those of the libraries
 
