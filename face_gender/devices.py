@@ -53,10 +53,10 @@ def mixed_precision(device: torch.device) -> torch.dtype | None:
 
 
 def _cpu_is_faster_in_bfloat16() -> bool:
-    """Tell whether the CPU multiplies more bfloat16 than float32 numbers in a cycle.
+    """Tell whether nets are faster in bfloat16 than in float32 on this CPU.
 
-    AMX does, and avx512_bf16 of AMD. That of Intel multiplies as many, and numbers are converted
-    besides: nets have 0.7 to 0.8 of the speed of float32 (docs/performance.md).
+    With AMX they are, and with avx512_bf16 of AMD. With that of Intel and no AMX, they have 0.7 to
+    0.8 of the speed of float32 (docs/performance.md).
     """
     able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     # Where a release of torch does not tell, the answer is float32.
