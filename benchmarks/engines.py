@@ -49,9 +49,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def by_openvino(net: Classifier, weights: Path, sixteen_bits: bool) -> Way:
+def by_openvino(net: Classifier, engine: OpenVino) -> Way:
     """Return the way that labels pictures (n, 3, H, W) uint8 by the graph alone."""
-    engine = OpenVino(net.checkpoint, weights, sixteen_bits)
 
     def label(pixels: Tensor) -> Tensor:
         outputs = engine.outputs(pixels.permute(0, 2, 3, 1).contiguous().numpy())
@@ -90,16 +89,17 @@ def all_ways(options: argparse.Namespace, work: Path) -> dict[str, Way]:
     plain = replace(full, checkpoint=replace(full.checkpoint, recipe=recipe))
     shipped = load_classifier(float_, device="cpu")
     again = load_classifier(int8, engine="openvino")
+    assert again.engine is not None
     asked = replace(shipped, engine=again.engine)
-    sixteen_bits = shipped.dtype != torch.float32
+    in_16_bits = OpenVino(full.checkpoint, float_, sixteen_bits=True)
     return {
         "PyTorch float32": full.probabilities,
         PLAIN: plain.probabilities,
         f"PyTorch {str(shipped.dtype).removeprefix('torch.')} (without --engine)":
             shipped.probabilities,
-        "OpenVINO float32": by_openvino(full, float_, sixteen_bits=False),
-        "OpenVINO bfloat16": by_openvino(full, float_, sixteen_bits=True),
-        "OpenVINO int8 alone": by_openvino(full, int8, sixteen_bits),
+        "OpenVINO float32": by_openvino(full, OpenVino(full.checkpoint, float_)),
+        "OpenVINO bfloat16": by_openvino(full, in_16_bits),
+        "OpenVINO int8 alone": by_openvino(full, again.engine),
         AGAIN[0]: again.probabilities,
         AGAIN[1]: asked.probabilities,
         "ONNX Runtime float32": by_onnxruntime(full, float_),

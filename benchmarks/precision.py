@@ -3,9 +3,8 @@
 python -m benchmarks.precision DATA [--init PTH] [--pictures 900] [--size 224] [--seeds 0 1 2]
 
 Trains the recipe `resnet18` on a part of DATA (a folder with male/ and female/, or a .zip of one)
-once in 16 bits and once in float32 for each seed, and validates on another part. Where
-that is no faster, or the machine has no 16-bit type, bfloat16 is calculated all the same, and a
-last line says so.
+once in 16 bits and once in float32 for each seed, and validates on another part. Where the kit
+itself would take float32, bfloat16 is calculated all the same, and a last line says so.
 """
 
 from __future__ import annotations
@@ -65,12 +64,12 @@ def main() -> None:
     print(machine())
     side = options.size
     recipe = get_recipe("resnet18", (side, side), init=options.init, epochs=options.epochs)
-    is_native = mixed_precision(pick_device()) is not None
+    takes_16_bits = mixed_precision(pick_device()) is not None
     bfloat16 = patch("face_gender.train.run.mixed_precision", lambda device: torch.bfloat16)
     found: dict[bool, list[EpochReport]] = {True: [], False: []}
     print("| seed | precision | validation accuracy | loss | images/s in training |")
     print("|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, nullcontext() if is_native else bfloat16:
+    with tempfile.TemporaryDirectory() as folder, nullcontext() if takes_16_bits else bfloat16:
         work = Path(folder)
         index = sample(options.data, work, options.pictures, options.validate)
         for seed in options.seeds:
@@ -85,7 +84,7 @@ def main() -> None:
                 )
     speeds = {m: statistics.median(r.images_per_second for r in rs) for m, rs in found.items()}
     print(f"16 bits train {speeds[True] / speeds[False]:.2f} times as fast")
-    if not is_native:
+    if not takes_16_bits:
         print("The kit takes float32 on this machine; where it takes 16 bits, they are faster.")
 
 

@@ -237,15 +237,14 @@ def load_classifier(
     )
     detector = load_detector() if detects else None
     model, _ = checkpoint.build()
+    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise InputError(f"engine openvino runs on the CPU and not on {device}: use 'cpu'.")
+    chosen = pick_device("cpu" if engine == "openvino" else device)
+    dtype = (mixed_precision(chosen) if mixed else None) or torch.float32
     graph = None
     if engine == "openvino":
-        if device not in ("auto", "cpu"):
-            raise InputError(f"engine openvino runs on the CPU and not on {device}: use 'cpu'.")
-        sixteen_bits = mixed and mixed_precision(torch.device("cpu")) is not None
-        graph = OpenVino(checkpoint, Path(weights), sixteen_bits)
-        device, mixed = "cpu", False
-    chosen = pick_device(device)
-    dtype = (mixed_precision(chosen) if mixed else None) or torch.float32
+        graph = OpenVino(checkpoint, Path(weights), sixteen_bits=dtype != torch.float32)
+        dtype = torch.float32  # of the net that is asked again
     model = for_inference(model, chosen, dtype)
     every = faces == "all" and detector is not None
     return Classifier(checkpoint, model, chosen, dtype, graph, detector, every, crop_size)
