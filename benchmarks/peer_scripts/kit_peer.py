@@ -4,6 +4,7 @@ import peer_watch
 import torch
 
 options = peer_watch.options
+peer_watch.least = 2
 
 # user begins
 from face_gender.classify.__main__ import main as process  # noqa: E402
