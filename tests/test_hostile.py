@@ -42,12 +42,13 @@ from conftest import (
 )
 from PIL import Image
 from sentences import one_sentence, sentence
-from writers import announcing_png, chunk, png
+from writers import announcing_png, chunk, png, tiff
 
 import face_gender.classify.__main__ as process
 import face_gender.data.__main__ as data_split
 from face_gender import CLASSES
 from face_gender.classify.classifier import classify, load_classifier
+from face_gender.data import jpeg
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
@@ -218,6 +219,38 @@ def test_scans_without_end_are_a_bomb() -> None:
     assert decode_image(small, "a.jpg").size == (64, 64)
 
 
+MANY = 1 << 18
+TOO_MUCH = {
+    "chunks": png(BLACK, 0, 8, chunk(b"IDAT", b"") * MANY),
+    "segments": b"\xff\xd8" + b"\xff\xdb\0\x02" * MANY,
+    "values": tiff(np.zeros((8, 8), np.uint8), 1, 8, tags={339: [1] * 4}).replace(
+        struct.pack("<HHI", 339, 3, 4), struct.pack("<HHI", 339, 3, MANY)
+    )
+    + b"\x01\x01" * MANY,
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_a_header_of_ever_so_many_parts_takes_little_memory(name: str) -> None:
+    decode_image(png(BLACK, 0, 8), "warm")
+    data = TOO_MUCH[name]
+    found, peak = peak_of(partial(decode_image, data, "a.png"), UnreadableImage)
+    assert isinstance(found, UnreadableImage) or found.size == (8, 8)  # type: ignore[attr-defined]
+    assert peak < 4 * len(data) + 2**21
+
+
+def test_a_scan_has_four_components_at_most() -> None:
+    """Else a header of 64 KB could name 8 million coefficients, one after another."""
+    data = encode(Image.new("RGB", (8, 8)), progressive=True)
+    header = jpeg.read_header(data)
+    assert header is not None
+    names = b"".join(bytes([name, 0]) for name in range(3, 40))
+    scan = struct.pack(">H", len(names) + 6) + bytes([37]) + names + b"\0\x3f\0"
+    wide = data[: header.scans] + (b"\xff\xda" + scan) * 2 + b"\0"
+    assert jpeg.find_end(data, header) == (len(data) - 2, True)
+    assert jpeg.find_end(wide, header._replace(components=5))[1] is False
+
+
 # --- folders of other things than files -----------------------------------------------------------
 
 
@@ -301,6 +334,19 @@ def test_names_that_would_move_the_terminal_are_shown_escaped(
     assert "no\\x1b[2J\\nwhere" in one_sentence(capsys.readouterr().err, "process.py")
     # Written for machines, it is the name itself.
     assert list(json.loads(Path("process_results.json").read_text())) == ["good.jpg"]
+
+
+@ON_UNIX
+def test_folders_that_would_move_the_terminal_are_shown_escaped(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    data = make_faces(tmp_path / "data", 3, 3)
+    (data / "x\x1b[2J\ny").mkdir()
+    (data / "x\x1b[2J\ny" / "a.jpg").write_bytes(FACE)
+    assert run(data_split.main, data) == 0
+    said = capsys.readouterr()
+    assert r"in other folders (x\x1b[2J\ny/)" in said.out
+    assert "\x1b" not in said.out + said.err
 
 
 @ON_UNIX

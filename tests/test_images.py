@@ -29,6 +29,7 @@ from face_gender.data.decoders import load_decoders
 from face_gender.data.images import (
     MAX_PIXELS,
     UnreadableImage,
+    UnreadFile,
     decode_image,
     decode_pixels,
     load_image,
@@ -728,6 +729,17 @@ def test_pixels_are_read_from_a_path_a_folder_and_an_archive(faces: Path, tmp_pa
     (faces / "empty.jpg").write_bytes(b"")
     with pytest.raises(UnreadableImage, match="empty file"):
         load_pixels(faces / "empty.jpg")
+
+
+def test_a_picture_that_no_memory_is_left_for_may_be_one_another_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images.jpeg, "read_header", full)
+    with pytest.raises(UnreadFile, match="no memory"):
+        decode_image(encode(Image.new("RGB", (9, 9))), "a.jpg")
 
 
 @pytest.mark.real

@@ -110,7 +110,7 @@ class ArchiveSource(BaseSource):
             raise OSError("encrypted in the archive: unpack it with 7-Zip")
         if method not in _UNPACKED_BY:
             raise OSError(f"packed by method {method}, which is not read: unpack it with 7-Zip")
-        check_size(size)
+        check_size(max(size, packed))
         least, ratio = MOST_PACKED
         if size > least and size > ratio * packed:
             raise OSError(f"decompression bomb: {size:,} bytes packed into {packed:,}")

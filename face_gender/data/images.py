@@ -228,6 +228,8 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Image.I
         raise UnreadableImage(name, str(error)) from error
     except struct.error as error:
         raise UnreadableImage(name, "damaged: its header is cut off") from error
+    except MemoryError as error:
+        raise UnreadFile(name, "no memory is left for it") from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
         reason = str(error).replace("\n", " ") or type(error).__name__
         raise UnreadableImage(name, f"damaged: {excerpt(reason)}") from error

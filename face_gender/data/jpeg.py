@@ -24,6 +24,8 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff]")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 # More zeros than that at the end of a file without end marker are a transfer's, not the picture's.
 _ZEROS_OF_SCAN = 2
+# Every file has less, and one that is made to take time is given up.
+_MOST_MARKERS = 1 << 16
 
 
 class Header(NamedTuple):
@@ -46,7 +48,9 @@ class Header(NamedTuple):
 def read_header(data: bytes) -> Header | None:
     """Read the segments up to the first scan; None: there is no scan, or no frame before it."""
     kept, exif, frame, at, is_tidy = [data[:2]], b"", None, 2, True
-    while found := _NEXT_MARKER.search(data, at):
+    for _ in range(_MOST_MARKERS):
+        if not (found := _NEXT_MARKER.search(data, at)):
+            break
         marker, start = data[found.end() - 1], found.start()
         is_tidy &= start == at
         at = found.end()
@@ -118,7 +122,9 @@ def find_end(data: bytes, header: Header) -> tuple[int, bool]:
     at, end = header.scans, 0
     seen: set[tuple[int, int]] = set()  # coefficients, each of a component
     current: set[tuple[int, int]] = set()
-    while found := _AFTER_SCAN.search(data, at):
+    for _ in range(_MOST_MARKERS):
+        if not (found := _AFTER_SCAN.search(data, at)):
+            break
         marker, start, at = data[found.end() - 1], found.start(), found.end()
         if marker == 0xFF:  # a marker may be preceded by any number of them
             at -= 1
@@ -133,7 +139,7 @@ def find_end(data: bytes, header: Header) -> tuple[int, bool]:
         if marker == _SOS and len(body) >= 6:
             seen, end = seen | current, 0
             coefficients = range(body[-3], body[-2] + 1)
-            current = {(component, each) for component in body[1:-3:2] for each in coefficients}
+            current = {(component, each) for component in body[1:-3:2][:4] for each in coefficients}
     all_of_them = 64 * header.components
     if len(seen) >= all_of_them:
         return end or len(data), True

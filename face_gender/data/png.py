@@ -33,35 +33,33 @@ def read_chunks(data: bytes) -> Png | None:
     if data[8:16] != b"\0\0\0\rIHDR" or len(data) < 33:
         return None
     depth, colour = data[24], data[25]
-    view, kept, at = memoryview(data), [memoryview(data)[:8]], 8
+    view, kept, at = memoryview(data), bytearray(SIGNATURE), 8
     transparent: tuple[int, ...] = ()
     orientation, palette = 1, 0
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if not kind.isalpha():
-            kept.append(view[at:])
+            kept += view[at:]
             break
         if end > len(data):  # cut off: what is left may be all that is needed
             body = data[at + 8 :]
-            kept += (
-                [memoryview(struct.pack(">I", len(body)) + kind + body)] if kind in _PIXELS else []
-            )
+            kept += struct.pack(">I", len(body)) + kind + body if kind in _PIXELS else b""
         elif kind in _PIXELS:
-            kept.append(view[at:end])
+            kept += view[at:end]
             palette = length if kind == b"PLTE" else palette
         elif kind in (b"tRNS", b"eXIf") and _is_sound(data, at, end):
             body = data[at + 8 : end - 4]
             if kind == b"eXIf":
                 orientation = exif_orientation(b"Exif\0\0" + body)
             elif colour == _PALETTE and 3 * length <= palette:  # longer, libpng passes over it
-                kept.append(view[at:end])
+                kept += view[at:end]
             elif colour in _TRANSPARENT_COLOUR and length >= 2 * (
                 samples := _TRANSPARENT_COLOUR[colour]
             ):
                 transparent = struct.unpack_from(f">{samples}H", body)
         at = end
-    return Png(depth, transparent, orientation, b"".join(kept))
+    return Png(depth, transparent, orientation, bytes(kept))
 
 
 def _is_sound(data: bytes, at: int, end: int) -> bool:

@@ -16,6 +16,7 @@ _KEPT = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, 273, _
 _KEPT |= {_PLANES, 292, 293, 317, _COLOUR_MAP, *range(322, 326), _EXTRA, _FORMAT, 347}
 _KEPT |= {*range(512, 522), *range(529, 533)}
 _SHORT = 3
+_MOST_VALUES = 3 << 16  # of a tag that is read: a palette of 16 bits
 _CODES = {1: "B", _SHORT: "H", 4: "I", 16: "Q"}  # field types that hold whole numbers
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
@@ -66,6 +67,8 @@ class _Directory:
         if tag not in self.entries:
             return default
         _, kind, count, stored = self.entries[tag]
+        if count > _MOST_VALUES:
+            raise ValueError("a tag of the pixels has not so many values")
         code = f"{count}{_CODES.get(kind, 'x')}"
         if struct.calcsize(f"<{code}") <= len(stored):
             return struct.unpack_from(self.order + code, stored)
