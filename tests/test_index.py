@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw_face, gone_drive, make_faces, make_index, make_zip, snapshot
+from PIL import Image
 from sentences import sentence
 
 from face_gender import CLASSES
@@ -20,7 +21,7 @@ from face_gender.data.hashing import hash_and_check
 from face_gender.data.index import Index, list_pictures
 from face_gender.data.sources import ArchiveSource, FolderSource
 from face_gender.data.split import SPLITS, split_rows
-from face_gender.data.tables import read_index
+from face_gender.data.tables import read_index, write_index
 from face_gender.errors import InputError
 
 SHARES = (70, 15, 15)
@@ -231,6 +232,55 @@ def test_the_data_of_an_index_are_the_archive_beside_it_that_has_them(
     source = Index.open(report.path).source
     assert isinstance(source, ArchiveSource)
     assert source.path.name == "b.ZIP"
+
+
+@pytest.mark.parametrize("with_hashes", [True, False])
+def test_of_two_archives_that_name_a_picture_the_one_that_has_it_is_taken(
+    with_hashes: bool, few: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "beside").mkdir()
+    other = tmp_path / "other"
+    for path in few.rglob("*.jpg"):
+        (other / path.relative_to(few)).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (len(path.name), 0, ord(path.stem[-1]))).save(
+            other / path.relative_to(few)
+        )
+    make_zip(other, tmp_path / "beside" / "a.zip")
+    report = make_index(make_zip(few, tmp_path / "beside" / "b.zip"))
+    assert report.path is not None
+    if with_hashes:
+        assert Index.open(report.path).source.path.name == "b.zip"
+        return
+    write_index(report.table.drop(columns="sha256"), report.path)
+    with pytest.raises(InputError, match=r"a\.zip and in b\.zip: .* --data") as caught:
+        Index.open(report.path)
+    sentence(caught)
+
+
+def test_persons_of_a_list_are_not_lost_to_other_groups(few: Path, tmp_path: Path) -> None:
+    rows = make_index(few).table[["path", "label"]]
+    persons = rows.assign(group=["p" if i in (0, 1) else "" for i in range(len(rows))])
+    write_index(persons, few / "labels.csv")
+    given = rows[["path"]].assign(group=["q" if i in (5, 6) else "" for i in range(len(rows))])
+    write_index(given, tmp_path / "groups.csv")
+    assert len(rows) == 9  # 4 female ones first
+    made = make_index(few / "labels.csv", tmp_path / "a.csv", groups=tmp_path / "groups.csv")
+    assert made.table.groupby("group").size().to_dict() == {"": 5, "p": 2, "q": 2}
+    write_index(given[:1].assign(group="q"), tmp_path / "groups.csv")
+    with pytest.raises(InputError, match=r"has the group p in .* and q in ") as caught:
+        make_index(few / "labels.csv", tmp_path / "b.csv", groups=tmp_path / "groups.csv")
+    sentence(caught)
+
+
+def test_groups_of_a_list_that_names_no_picture_are_one_sentence(few: Path, tmp_path: Path) -> None:
+    for path in [*few.rglob("*.jpg")]:
+        path.rename(path.with_suffix(""))
+    rows = [f"{label}/{label[0]}_0,{label}" for label in ("male", "female")]
+    (few / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    (tmp_path / "groups.csv").write_text("path,group\nmale/m_0,a\n")
+    with pytest.raises(InputError, match="0 usable pictures") as caught:
+        make_index(few / "labels.csv", groups=tmp_path / "groups.csv")
+    sentence(caught)
 
 
 def test_the_data_of_an_index_may_be_found_from_its_own_folder(

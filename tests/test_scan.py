@@ -215,6 +215,7 @@ def test_a_list_names_no_pictures_outside_its_folder(few: Path, form: str) -> No
     ("rows", "words"),
     [
         ("path,label\nmale/m_0.jpg,0\nmale/m_0.jpg,1\n", r"male/m_0\.jpg both labels"),
+        ("path,label,group\nmale/m_0.jpg,0,a\nmale/m_0.jpg,0,b\n", r"male/m_0\.jpg two groups"),
         ("path,label\nx/m_0.jpg,0\n", r"not there, such as x/m_0\.jpg"),
         ("path,label\nmale/m_0.jpg,7\n", "label '7'"),
         ("a,b\nmale/m_0.jpg,7\n", "columns: a, b"),

@@ -214,3 +214,10 @@ def test_a_picture_or_an_archive_is_no_csv(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no CSV but a binary file") as caught:
         read_index(tmp_path / "a.csv")
     sentence(caught)
+
+
+def test_of_a_column_that_is_there_twice_the_first_counts(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("path,label,Group,GROUP\na.jpg,0,one,two\n")
+    table = read_labels(path, "cure")
+    assert table["group"].tolist() == ["one"] and table["GROUP"].tolist() == ["two"]

@@ -18,10 +18,10 @@ from face_gender.data.base_source import to_nfc, without_resume
 from face_gender.data.hashing import check_matches, check_picture, hash_and_check, row_hashes
 from face_gender.data.landmarks import add_landmarks
 from face_gender.data.scan import SEARCHED, read_groups, scan_data
-from face_gender.data.sources import ArchiveSource, FolderSource, Source, open_source
+from face_gender.data.sources import FolderSource, Source, open_source
 from face_gender.data.split import SPLITS, check_ratios, split_rows
 from face_gender.data.tables import read_index, text_column, write_index
-from face_gender.errors import InputError, printable
+from face_gender.errors import InputError, excerpt, printable
 from face_gender.faces.detector import detector_available
 from face_gender.files import check_output
 
@@ -116,8 +116,10 @@ class Index:
         if data.exists():
             _check_output(output, [data, *([Path(groups)] if groups else [])], force)
         scan = scan_data(data)
-        group_of = {**scan.groups, **(read_groups(Path(groups), scan.names) if groups else {})}
         _check_classes(scan.labels, data, ())
+        group_of = scan.groups
+        if groups:
+            group_of = _joined(group_of, read_groups(Path(groups), scan.names), data, groups)
         hashes, unreadable = hash_and_check(scan.source, scan.names, progress)
         table = pd.DataFrame({"path": text_column(scan.names), "label": scan.labels, "split": ""})
         table["sha256"] = text_column(hashes)
@@ -235,6 +237,20 @@ def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
         )
 
 
+def _joined(
+    own: dict[str, str], given: dict[str, str], data: Path, groups: str | os.PathLike[str]
+) -> dict[str, str]:
+    """Return the groups of a list and those given beside it. Raises InputError for two of one."""
+    for name in own.keys() & given.keys():
+        if own[name] not in ("", given[name]):
+            raise InputError(
+                f"{excerpt(name)} has the group {excerpt(own[name])} in {data} and "
+                f"{excerpt(given[name])} in {os.fspath(groups)}: audit {data} itself, whose "
+                "groups.csv joins both, or remove one of the columns."
+            )
+    return own | given
+
+
 def _find_source(index: Path, table: pd.DataFrame) -> Source:
     """Return the folder or the archive that an index lies in or beside, by its first pictures."""
     folder = index.absolute().parent
@@ -242,11 +258,23 @@ def _find_source(index: Path, table: pd.DataFrame) -> Source:
     beside = FolderSource(folder)
     if any(beside.find(name) for name in names):
         return beside
+    found = []
     for archive in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip"):
         with suppress(InputError):
-            source = ArchiveSource(archive)
+            source = open_source(archive)
             if not set(names).isdisjoint(source.names()):
-                return source
+                found.append(source)
+    if len(found) == 1:
+        return found[0]
+    for source in found if "sha256" in table else []:
+        with suppress(InputError):
+            check_matches(table, source)
+            return source
+    if found:
+        raise InputError(
+            f"{index} names pictures that lie in {found[0].path.name} and in "
+            f"{found[1].path.name}: name the right one with --data."
+        )
     raise InputError(
         f"{index} names pictures that lie neither beside it nor in an archive beside it, such as "
         f"{names[0]}: name their folder or .zip with --data."

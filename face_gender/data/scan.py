@@ -27,7 +27,7 @@ from face_gender.data.tables import (
     read_cells,
     read_labels,
 )
-from face_gender.errors import InputError, excerpt
+from face_gender.errors import InputError, excerpt, printable
 from face_gender.files import has_image_suffix
 
 SEARCHED = 1_000  # rows that tell whether an index belongs to some data
@@ -179,7 +179,8 @@ def _instead(folders: Sequence[str]) -> str:
 def _in_words(folders: Iterable[str]) -> str:
     """Return the first names of folders, with a slash after each."""
     found = sorted(folders)
-    return ", ".join(f"{excerpt(name)}/" for name in found[:3]) + (", …" if found[3:] else "")
+    listed = ", ".join(f"{printable(excerpt(name))}/" for name in found[:3])
+    return listed + (", …" if found[3:] else "")
 
 
 def _count_rest(source: Source, names: Sequence[str]) -> None:
@@ -218,7 +219,11 @@ def _scan_list(path: Path) -> Scan:
             raise InputError(
                 f"{path} gives {excerpt(name)} both labels: leave one of the rows out."
             )
-    groups = dict(zip(names, table["group"], strict=True)) if "group" in table else {}
+    groups = dict.fromkeys(names, "") if "group" in table else {}
+    for name, group in zip(names, table["group"], strict=True) if groups else ():
+        if group and groups[name] not in ("", group):
+            raise InputError(f"{path} gives {excerpt(name)} two groups: leave one row out.")
+        groups[name] = group or groups[name]
     keep = sorted(name for name in label_of if has_image_suffix(name) and not is_hidden(name))
     others = tuple(sorted(label_of.keys() - set(keep)))
     for name in others:

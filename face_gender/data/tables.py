@@ -113,7 +113,8 @@ def read_labels(path: str | os.PathLike[str], cure: str) -> pd.DataFrame:
         )
     renamed = {path_column: "path", label_column: "label"}
     for name in _OTHER_COLUMNS:
-        renamed |= {column: name for column in table if _key(column) == name and name not in table}
+        first = next((column for column in table if _key(column) == name), name)
+        renamed |= {first: name} if name not in table else {}
     stays = [c for c in table if c in renamed or c not in ("path", "label")]
     table = table[stays].rename(columns=renamed)
     table["label"] = np.array(labels, dtype=np.int64)
