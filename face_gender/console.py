@@ -15,7 +15,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from face_gender.errors import InputError, UnreadablePictureWarning, printable
+from face_gender.errors import (
+    InputError,
+    UnreadablePictureWarning,
+    is_out_of_memory,
+    printable,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -204,6 +209,9 @@ def without_library_messages() -> Iterator[None]:
     reads the file says it with the name. Also a decorator.
     """
     global _stderr
+    if _stderr != 2:  # discarded already
+        yield
+        return
     python = sys.stderr
     try:
         own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -329,6 +337,11 @@ def run_command(
         return run() or 0
     except (InputError, OSError) as error:
         print_stderr(f"{name}: {error_message(error)}")
+        return 1
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print_stderr(f"{name}: memory is too small: end what else runs, or use another device.")
         return 1
     except KeyboardInterrupt as error:
         print_stderr(f"{name}: {interrupted}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -11,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from face_gender.errors import InputError
+from face_gender.errors import InputError, first_line, is_out_of_memory
 
 _Result = TypeVar("_Result")
 
@@ -19,25 +20,34 @@ _Result = TypeVar("_Result")
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device of that name; "auto" takes cuda, else mps, else cpu.
 
+    Of these, one that this torch cannot calculate on, such as an old GPU, is warned of and left.
     Raises InputError for a name that is not known, or a device that is not there or full.
     """
-    if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+    found = ["cuda"] if torch.cuda.is_available() else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    for each in found if name == "auto" else []:
+        try:
+            return _usable(each)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            warnings.warn(f"{each} cannot be used here ({first_line(error)})", stacklevel=2)
+    name = "cpu" if name == "auto" else name
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
+        return _usable(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if is_out_of_memory(error):
-            raise InputError(
-                f"device {name!r} has no memory left: end what else runs there, or use 'cpu'."
-            ) from error
-        raise InputError(f"device {name!r} is not there on this machine: use 'auto'.") from error
+        raise InputError(f"device {name!r} cannot be used on this machine: use 'auto'.") from error
+
+
+def _usable(name: str) -> torch.device:
+    """Return the device, which has calculated. Raises InputError where it is full."""
+    device = torch.device(name)
+    try:
+        torch.ones(1, device=device).item()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"device {name!r} has no memory left: end what else runs there, or use 'cpu'."
+        ) from error
     return device
 
 
@@ -74,18 +84,6 @@ def forward(model: nn.Module, images: Tensor, precision: torch.dtype | None) -> 
     with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
         outputs: Tensor = model(images)
     return outputs.float()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a device, or the machine, had no memory left for a tensor."""
-    words = (
-        "out of memory",
-        "can't allocate memory",
-        "not enough memory",
-        "unable to find an engine",  # cuDNN, where none of its ways has room
-        "ALLOC_FAILED",  # cuBLAS and cuDNN
-    )
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def halving_on_oom(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:

@@ -28,6 +28,19 @@ def first_line(error: BaseException) -> str:
     return excerpt(lines[0] if lines else type(error).__name__).rstrip(".:")
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error of torch says that a device, or the machine, had no memory left."""
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "unable to find an engine",  # cuDNN, where none of its ways has room
+        "ALLOC_FAILED",  # cuBLAS and cuDNN
+    )
+    is_named_so = type(error).__name__ == "OutOfMemoryError"
+    return is_named_so or any(word in str(error) for word in words)
+
+
 class InputError(Exception):
     """What the user gave cannot be used; the message is one sentence that names it and the cure."""
 

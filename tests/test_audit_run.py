@@ -34,6 +34,7 @@ from face_gender.audit import duplicates, embeddings, pictures
 from face_gender.audit.__main__ import main
 from face_gender.audit.findings import COLUMNS
 from face_gender.audit.run import AuditReport, audit
+from face_gender.data.images import UnreadableImage
 from face_gender.data.index import Index, list_pictures
 from face_gender.data.landmarks import COORDINATES
 from face_gender.data.sources import open_source
@@ -245,6 +246,30 @@ def test_a_recipe_trained_in_folds_finds_the_wrong_label(
     monkeypatch.setattr(embeddings, "train_fold", never)
     again = look(data, tmp_path / "audit", weights, **options)
     assert np.array_equal(again.probabilities, report.probabilities)
+
+
+@pytest.mark.parametrize("recipe", [None, get_recipe("compact_cnn", epochs=1)])
+def test_what_could_not_be_read_is_looked_at_again(
+    recipe: Recipe | None, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a decoder that was installed since, its bytes and its date being the same."""
+    data = make_portraits(tmp_path / "data", 6, 6)
+    portrait("male", 0).save(data / "male" / "copy.jpg", quality=95)
+    expected = look(data, tmp_path / "whole", weights, recipe=recipe, folds=2)
+    decode = pictures.decode_image
+
+    def without_decoder(content: bytes, name: str) -> Image.Image:
+        if name == "male/m_0.jpg":
+            raise UnreadableImage(name, "no decoder")
+        return decode(content, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "decode_image", without_decoder)
+        first = look(data, tmp_path / "audit", weights, recipe=recipe, folds=2)
+    assert "unreadable" in first.findings["issue"].tolist()
+    report = look(data, tmp_path / "audit", weights, recipe=recipe, folds=2)
+    pd.testing.assert_frame_equal(report.findings, expected.findings)
+    assert np.array_equal(report.probabilities, expected.probabilities)
 
 
 def test_folds_that_groups_change_are_trained_again(

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
+from sentences import one_sentence
 
-from face_gender.console import in_notebook, progress_bar
+from face_gender.console import in_notebook, progress_bar, run_command
 
 
 class Terminal(io.StringIO):
@@ -101,3 +103,14 @@ def test_the_empty_path_is_a_usage_mistake(
             main(arguments)
         assert ended.value.code == 2
         assert "must not be empty" in capsys.readouterr().err
+
+
+def test_no_memory_left_is_one_sentence_of_any_command(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(error: RuntimeError) -> int:
+        raise error
+
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    assert run_command("audit", lambda: run(full)) == 1
+    assert "memory" in one_sentence(capsys.readouterr().err, "audit")
+    with pytest.raises(RuntimeError, match="other"):
+        run_command("audit", lambda: run(RuntimeError("other")))

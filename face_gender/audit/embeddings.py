@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from face_gender import CLASSES
 from face_gender.data.dataset import FaceDataset, make_loader, to_input
 from face_gender.data.index import Index
 from face_gender.data.sources import Source
-from face_gender.devices import mixed_precision, pick_device
+from face_gender.devices import halving_on_oom, mixed_precision, pick_device
 from face_gender.evaluate.predict import evaluate
 from face_gender.model.architectures import embed, head_name, to_device
 from face_gender.model.checkpoint import Checkpoint, as_int64
@@ -59,7 +60,7 @@ def embed_all(
             continue
         images = to_input(batch, transform, device)
         with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            features = embed(model, images).cpu().numpy()
+            features = halving_on_oom(partial(embed, model), images).cpu().numpy()
         if out is None:
             out = np.full((len(dataset), features.shape[1]), np.nan, dtype=np.float16)
         out[batch.positions.numpy()] = np.clip(features, -6e4, 6e4)

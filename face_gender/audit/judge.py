@@ -52,11 +52,12 @@ class Judge:
         table, names = self.given.table, self.given.table["path"].tolist()
         truth = table["label"].to_numpy(dtype=np.int64)
         measured = self._measured(names)
-        hashes = measured["sha256"].tolist()
+        # "" of what is no picture: the stages that follow are others once it is one.
+        hashes = np.where(measured["reason"] == "", measured["sha256"], "").tolist()
         aligns = any(net.preprocessing.aligns for net in checkpoints)
         if aligns and not all(name in table for name in COLUMNS):
             return self._with_faces(names, hashes).judge(checkpoints, recipe)
-        pairs = self._pairs(names, measured)
+        pairs = self._pairs(names, measured, hashes)
         groups = duplicates.group_copies(names, hashes, pairs, list(table.get("group", [])))
         embedded = [self._embedded(i, net, hashes) for i, net in enumerate(checkpoints)]
         folds = embeddings.fold_of(groups, self.folds, self.seed)
@@ -64,7 +65,7 @@ class Judge:
             each = [embeddings.out_of_fold(found["final"], truth, folds) for found in embedded]
             probabilities = np.mean(each, axis=0)
         else:
-            probabilities = self._by_training(recipe, truth, folds, measured)
+            probabilities = self._by_training(recipe, truth, folds, hashes)
         good = measured["reason"] == ""
         label_scores = labels.label_scores(truth, probabilities)
         far = outliers.outlier_scores([found["early"] for found in embedded], good)
@@ -77,11 +78,25 @@ class Judge:
         # Names and not contents: these are read here. A changed size or date is another file.
         key = key_of(source.path, *names, *(_stamp(source, each) for each in names))
 
+        is_kept = True
+
         def make() -> Arrays:
+            nonlocal is_kept
+            is_kept = False
             with progress_bar(len(names), "pictures", shown=self.progress) as bar:
                 return pictures.measure_all(source, names, self.jobs, bar.update)
 
-        return self.stages.get("pictures", key, make)
+        found = self.stages.get("pictures", key, make)
+        # Looked at again: a decoder may have come, or a permission, which no stamp shows.
+        bad = np.flatnonzero(found["reason"] != "").tolist()
+        if not bad or not is_kept:
+            return found
+        again = pictures.measure_all(source, [names[i] for i in bad], self.jobs, int)
+        for name, values in again.items():
+            # As wide as the longer text of both.
+            found[name] = found[name].astype(np.result_type(found[name], values))
+            found[name][bad] = values
+        return found
 
     def _with_faces(self, names: Sequence[str], hashes: Sequence[str]) -> Judge:
         """Return a judge whose pictures have landmarks, found once."""
@@ -96,12 +111,14 @@ class Judge:
         table = self.given.table.assign(faces=found["faces"], **columns)
         return replace(self, given=replace(self.given, table=table))
 
-    def _pairs(self, names: Sequence[str], measured: Mapping[str, npt.NDArray]) -> duplicates.Pairs:
+    def _pairs(
+        self, names: Sequence[str], measured: Mapping[str, npt.NDArray], hashes: Sequence[str]
+    ) -> duplicates.Pairs:
         """Compare one picture of each content; blank ones would all resemble each other."""
         first_of: dict[str, int] = {}
         for row in sorted(range(len(names)), key=names.__getitem__):
-            if not measured["reason"][row] and measured["blank"][row] < 0.5:
-                first_of.setdefault(str(measured["sha256"][row]), row)
+            if hashes[row] and measured["blank"][row] < 0.5:
+                first_of.setdefault(hashes[row], row)
         # By name: what just counts as the same photograph depends a little on who comes first.
         rows = np.array(list(first_of.values()), dtype=np.int64)
 
@@ -117,7 +134,7 @@ class Judge:
                 "mirrored": found.mirrored,
             }
 
-        key = key_of(*measured["sha256"].tolist())
+        key = key_of(*hashes)
         return duplicates.Pairs(**self.stages.get("near_duplicates", key, make))
 
     def _embedded(
@@ -139,13 +156,13 @@ class Judge:
         recipe: Recipe,
         truth: npt.NDArray[np.int64],
         folds: npt.NDArray[np.int64],
-        measured: Mapping[str, npt.NDArray],
+        hashes: Sequence[str],
     ) -> npt.NDArray[np.float32]:
-        hashes, good = measured["sha256"], np.flatnonzero(measured["reason"] == "")
-        table = self.given.table.iloc[good].assign(sha256=hashes[good].astype(object))
+        good = np.array([i for i, each in enumerate(hashes) if each], dtype=np.int64)
+        table = self.given.table.iloc[good].assign(sha256=[hashes[row] for row in good])
         probabilities = np.full((len(truth), len(CLASSES)), np.nan, dtype=np.float32)
         faces = self._coordinates(recipe.preprocessing)
-        known = hashes.tolist(), truth.tolist(), recipe, folds.tolist(), self.seed, faces
+        known = hashes, truth.tolist(), recipe, folds.tolist(), self.seed, faces
         for fold in np.unique(folds[good]).tolist():
             held_out = folds[good] == fold
             key = key_of(*known, fold)
