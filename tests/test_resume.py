@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, heed_ctrl_c, make_checkpoint, make_faces, make_index
@@ -151,26 +152,16 @@ def test_a_run_that_goes_on_needs_its_init_no_more(index: Index, tmp_path: Path)
     assert len(run(recipe, index, tmp_path / "w", resume=True)) == 2
 
 
-def test_a_run_of_an_earlier_version_goes_on(index: Index, tmp_path: Path) -> None:
-    """Whose last.pth has the generators' states, and other names."""
-    recipe = replace(QUICK, average=0.9)
-    stop_after(1, recipe, index, tmp_path / "w")
-    stop_after(1, recipe, index, tmp_path / "same")
-    last = tmp_path / "w" / "compact_cnn" / "last.pth"
-    content = torch.load(last, weights_only=True)
-    state = content["training"]
-    state["parts"] = state.pop("micro_batches")
-    state["random"], state["device_random"] = torch.get_rng_state(), None
-    for row in state["history"]:
-        for name in ("recall_male", "recall_female"):
-            row[name] = row.pop(f"val_{name}")
-    torch.save(content, last)
-    for out in (tmp_path / "w", tmp_path / "same"):
-        assert len(run(recipe, index, out, resume=True)) == 2
-    found, expected = files(tmp_path / "w"), files(tmp_path / "same")
-    history = "compact_cnn/history.csv"
-    assert sorted(found.pop(history)) == sorted(expected.pop(history))  # in another order
-    assert found == expected
+def test_settings_of_other_types_are_the_same_settings(index: Index, tmp_path: Path) -> None:
+    start = tmp_path / "start.pth"
+    make_checkpoint().save(start)
+    frozen: Any = ["conv1"]
+    recipe = replace(QUICK, init=start, frozen=frozen, batch_size=np.int64(8))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"seed": np.int64(3)}
+    reports = training(recipe, index, tmp_path / "w", progress=False, **options)
+    next(reports)
+    reports.close()  # type: ignore[attr-defined]
+    assert len(run(recipe, index, tmp_path / "w", resume=True, **options)) == 2
 
 
 def test_last_pth_is_a_checkpoint_too(whole: Path) -> None:

@@ -646,10 +646,36 @@ def test_no_memory_outside_of_a_step_ends_in_a_sentence(
             patch.setattr(name, full)
             run(ONE_EPOCH, index, tmp_path / "w")
         sentence(e)
-    monkeypatch.setattr(torch, "zeros", full)
+    monkeypatch.setattr(torch, "ones", full)
     with pytest.raises(InputError, match="'cuda' has no memory left") as caught:
         pick_device("cuda")
     sentence(caught)
+
+
+def test_a_gpu_that_this_torch_cannot_use_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = torch.ones
+
+    def ones(*shape: int, device: torch.device) -> torch.Tensor:
+        if device.type == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available\nand more")
+        return make(*shape, device=device)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.warns(UserWarning, match=r"cuda cannot be used here \(CUDA error: no kernel"):
+        assert pick_device() == torch.device("cpu")
+    with pytest.raises(InputError, match="use 'auto'") as caught:
+        pick_device("cuda")
+    sentence(caught)
+
+
+def test_a_torch_without_distributed_trains(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.distributed, "is_torchelastic_launched")
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    assert len(run(ONE_EPOCH, index, tmp_path / "w")) == 1
 
 
 def test_other_errors_of_a_step_are_not_taken_for_memory() -> None:

@@ -31,7 +31,6 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 
 from face_gender import CLASSES
 from face_gender.console import progress_bar, run_command
@@ -46,6 +45,7 @@ from face_gender.model.architectures import build_model, with_mirror
 from face_gender.model.checkpoint import Checkpoint, hash64, start_from
 from face_gender.model.recipes import get_recipe
 from face_gender.model.resnet import ResNet
+from face_gender.train.step import average_of
 
 RECIPE = get_recipe("resnet18_tuned")
 SIZE = RECIPE.preprocessing.height
@@ -323,11 +323,7 @@ def train(faces: Faces, options: argparse.Namespace, model: Student, numbers: Nu
     wanted, frequency = learnt(faces.table, numbers.female, options.without)
     for name in FROZEN:
         model.net.get_submodule(name).requires_grad_(False)
-    average = AveragedModel(
-        model,
-        avg_fn=lambda mean, new, n: mean.lerp(new, 1 - min(0.998, (n + 1) / (n + 10))),
-        use_buffers=True,
-    )
+    average = average_of(model, 0.998)
     parameters = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW([
         {"params": [each for each in parameters if each.ndim > 1], "weight_decay": 0.05},

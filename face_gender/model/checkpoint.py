@@ -104,7 +104,7 @@ class Checkpoint:
         content = {
             # Through JSON: pickle writes whether two strings are one object, and a file is to
             # depend on what it holds alone.
-            **json.loads(json.dumps(_plain(described))),
+            **plain(described),
             "seen": self.seen_hashes,
             "weights": weights,
             **({"training": training} if training else {}),
@@ -322,12 +322,11 @@ def _check_claims(
         )
 
 
-def _plain(value: Any) -> Any:
-    """Return the same data without numpy scalars and Paths, which weights_only would refuse."""
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(each) for each in value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value.item() if isinstance(value, np.generic) else value
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same data as JSON has it: lists for tuples, no NumPy scalars and no Paths."""
+    found: dict[str, Any] = json.loads(json.dumps(values, default=_as_json))
+    return found
+
+
+def _as_json(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else os.fspath(value)

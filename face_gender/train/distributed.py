@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from face_gender.devices import is_out_of_memory, pick_device
-from face_gender.errors import InputError
+from face_gender.devices import pick_device
+from face_gender.errors import InputError, is_out_of_memory
 from face_gender.files import cpu_count
 
 _Value = TypeVar("_Value")
@@ -97,7 +97,8 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
     On CUDA each process of a machine takes the GPU of its local rank. Raises InputError where
     there are more processes than GPUs, or for a device that is not there.
     """
-    if not dist.is_torchelastic_launched():
+    # A build of torch can come without, as ROCm's for Windows.
+    if not dist.is_available() or not dist.is_torchelastic_launched():
         return World(), pick_device(device)
     names = ("rank", "world_size", "local_rank", "local_world_size")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ class Run:
         resume: bool = False,
     ) -> None:
         keep_freed_memory()
-        self.seed = seed
+        self.seed = seed = operator.index(seed)  # of NumPy's integers too
         wanted = get_recipe(recipe) if isinstance(recipe, str) else recipe
         self.index_hash = _hash_of_rows(index, wanted)
         self.folder = RunFolder(out, wanted.name)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from face_gender.errors import InputError
 from face_gender.files import copy_atomically, remove_leftovers, write_atomically
-from face_gender.model.checkpoint import Checkpoint, parse_content, read_content
+from face_gender.model.checkpoint import Checkpoint, parse_content, plain, read_content
 from face_gender.model.recipes import Recipe
 
 
@@ -63,25 +63,12 @@ class TrainingState:
     def from_dict(cls, values: object, path: Path) -> TrainingState:
         """Rebuild what `to_dict` made. Raises InputError, naming the file, for all else."""
         names = {each.name for each in fields(cls)}
-        if isinstance(values, dict) and "parts" in values:
-            values = _from_version_0_1(values)
         if not isinstance(values, dict) or values.keys() != names:
             raise InputError(
                 f"{path} holds no training that could go on: start a new one, with it as --init "
                 "where its weights are wanted."
             )
         return cls(**values)
-
-
-def _from_version_0_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a state by today's names; the generators' states have no place in it any more."""
-    dropped = ("parts", "random", "device_random", "history")
-    history = [
-        {f"val_{name}" if name.startswith("recall_") else name: row[name] for name in row}
-        for row in values.get("history", [])
-    ]
-    kept = {name: value for name, value in values.items() if name not in dropped}
-    return {**kept, "micro_batches": values["parts"], "history": history}
 
 
 def ends(recipe: Recipe, epochs: int, waited: int) -> bool:
@@ -234,7 +221,7 @@ class RunFolder:
 
 def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
     """Raise InputError where a run would go on by another recipe than it began with."""
-    then, new = earlier.to_dict(), now.to_dict()
+    then, new = plain(earlier.to_dict()), plain(now.to_dict())
     differing = [name for name in then if then[name] != new[name]]
     steady = earlier.schedule == "constant" and earlier.size_fraction(0) == 1
     if differing and not (differing == ["epochs"] and steady):
