@@ -223,7 +223,8 @@ def rows_of(options: argparse.Namespace) -> list[tuple[str, str, Row]]:
     found = []
     for avx2 in (False, True) if options.avx2 else (False,):
         kinds = [("pictures", size, PEERS) for size in options.sizes]
-        for work, size, peers in [*kinds, ("photos", 96, PHOTO_PEERS)]:
+        photos = [("photos", 96, PHOTO_PEERS)] if options.photos else []
+        for work, size, peers in [*kinds, *photos]:
             precision = "bfloat16" if own and not avx2 else "float32"
             row = {"work": work, "size": size, "avx2": avx2, "precision": precision}
             for peer in (each for each in peers if each in options.peers):

@@ -156,6 +156,38 @@ def test_a_graph_of_other_weights_is_neither_taken_nor_lost(
     assert engine_of(chosen(weights, source, begun)) == "openvino"
 
 
+def test_a_run_that_cannot_go_on_so_keeps_its_graph(
+    cache: Path, weights: Path, source: FolderSource
+) -> None:
+    begun = {
+        "engine": "openvino",
+        "weights": [sha256_of(weights), *map(sha256_of, cache.iterdir())],
+    }
+    net = net_of(weights)
+    swapped = replace(net, checkpoint=replace(net.checkpoint, classes=("female", "male")))
+    said: list[str] = []
+    names = sorted(source.names())
+    assert engine_of(with_graph(swapped, weights, source, names, begun, said.append)) == "torch"
+    assert len(said) == 1
+    assert engine_of(chosen(weights, source, begun)) == "openvino"
+
+
+def test_a_graph_beside_the_weights_goes_on_too(
+    cache: Path,
+    weights: Path,
+    source: FolderSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = tmp_path / "net.pth"
+    copy.write_bytes(weights.read_bytes())
+    (graph,) = cache.iterdir()
+    copy.with_suffix(".onnx").write_bytes(graph.read_bytes())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    begun = {"engine": "openvino", "weights": [sha256_of(copy), sha256_of(graph)]}
+    assert engine_of(chosen(copy, source, begun)) == "openvino"
+
+
 def test_a_cpu_with_16_bits_and_other_devices_keep_torch(
     cache: Path, weights: Path, source: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,4 +327,4 @@ def test_the_command_says_what_it_does_and_goes_on_by_the_same_engine(
     assert output.read_bytes() == whole
     partial.write_bytes(b"".join(lines[:4]))
     assert process.main([*command, "--resume", "--engine", "torch"]) == 1
-    assert "different" in capsys.readouterr().err
+    assert "different engine" in capsys.readouterr().err

@@ -293,6 +293,18 @@ def test_crops_are_written_by_label_and_never_over_a_file(
     assert "--crops" in capsys.readouterr().err
 
 
+def test_crops_are_not_cut_from_fewer_pixels_than_they_have(tmp_path: Path, weights: Path) -> None:
+    """A JPEG is decoded at a fraction, for the net: in this one, crops would be blurred by it."""
+    scene = Image.new("RGB", (1500, 1500), (90, 120, 140))
+    scene.paste(Image.open(PORTRAITS[0]).convert("RGB").resize((200, 250)), (600, 500))
+    scene.save(tmp_path / "a.jpg", quality=95)
+    scene.save(tmp_path / "a.png")
+    net = load_classifier(weights, crop_size=224)
+    found = [net.views(None, str(tmp_path / name)) for name in ("a.jpg", "a.png")]
+    crops = [view.crop.astype(float) for (view,) in found]  # type: ignore[misc, union-attr]
+    assert np.abs(crops[0] - crops[1]).mean() < 2
+
+
 def test_crops_that_could_not_be_written_are_written_by_resume(
     photos: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +44,9 @@ NASTY = (
 )
 
 
-@dataclass(frozen=True)
-class Face(Prediction):
-    """As a prediction of a face that was found in a picture."""
-
-    box: tuple[float, float, float, float] | None = None
-    faces: int | None = None
-
-
-def predicted(name: str, label: str, confidence: float, **more: Any) -> Face:
+def predicted(name: str, label: str, confidence: float, **more: Any) -> Prediction:
     scores = (confidence, 1 - confidence) if label == "male" else (1 - confidence, confidence)
-    return Face(name, CLASSES, scores, **more)
+    return Prediction(name, CLASSES, scores, **more)
 
 
 def thumbnails_of(page: Path) -> list[Image.Image]:
@@ -77,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
     return inside
 
 
-def twenty() -> list[Face]:
+def twenty() -> list[Prediction]:
     """Predictions of ten men and ten women, from 0.50 to 0.98; two in four labels are wrong."""
     names = [f"{letter}_{i}.jpg" for i in range(10) for letter in "mf"]
     return [
@@ -107,7 +98,7 @@ def test_the_page_holds_predictions_from_the_least_confident_on(
 
 
 def test_labels_are_kept_for_the_same_predictions_alone(folder: Path, tmp_path: Path) -> None:
-    def key(predictions: list[Face]) -> str:
+    def key(predictions: list[Prediction]) -> str:
         write_page(tmp_path / "page.html", predictions, [], open_source(folder))
         return data_of(tmp_path / "page.html")["hash"]
 
@@ -142,9 +133,9 @@ def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(
     photo.save(tmp_path / "in" / "photo.jpg")
     draw_face("male", 0, (80, 80)).save(tmp_path / "in" / "crop.png")
     found = [
-        predicted("photo.jpg", "female", 0.9, box=(700.0, 40.0, 60.0, 60.0), faces=2),
-        predicted("photo.jpg", "male", 0.8, box=(-50.0, 700.0, 20.0, 20.0), faces=2),  # outside
-        predicted("crop.png", "male", 0.7, box=(5.0, 5.0, 70.0, 70.0), faces=1),
+        predicted("photo.jpg", "female", 0.9, box=(700.0, 40.0, 60.0, 60.0)),
+        predicted("photo.jpg", "male", 0.8, box=(-50.0, 700.0, 20.0, 20.0)),  # outside
+        predicted("crop.png", "male", 0.7, box=(5.0, 5.0, 70.0, 70.0)),
     ]
     write_page(tmp_path / "page.html", found, [], open_source(tmp_path / "in"))
     data, pictures = data_of(tmp_path / "page.html"), thumbnails_of(tmp_path / "page.html")
@@ -155,7 +146,6 @@ def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(
     assert data["photo"].keys() == {str(whole)}
     assert pictures[data["photo"][str(whole)]].size == (400, 300)
     assert data["size"][str(whole)] == [800, 600]
-    assert data["faces"] == {str(whole): 2}
 
 
 def test_the_most_doubtful_are_explained(folder: Path) -> None:
@@ -358,8 +348,8 @@ def test_photographs_show_boxes_and_maps(show: Callable[..., Page], tmp_path: Pa
     (tmp_path / "in").mkdir()
     Image.new("RGB", (400, 200), "grey").save(tmp_path / "in" / "photo.jpg")
     found = [
-        predicted("photo.jpg", "female", 0.6, box=(100.0, 50.0, 40.0, 50.0), faces=2),
-        predicted("photo.jpg", "male", 0.9, box=(300.0, 50.0, 40.0, 50.0), faces=2),
+        predicted("photo.jpg", "female", 0.6, box=(100.0, 50.0, 40.0, 50.0)),
+        predicted("photo.jpg", "male", 0.9, box=(300.0, 50.0, 40.0, 50.0)),
     ]
     page, maps = tmp_path / "page.html", {found[0]: np.full((96, 80, 3), 255, np.uint8)}
     write_page(page, found, [], open_source(tmp_path / "in"), explanations=maps)

@@ -30,6 +30,16 @@ def test_torch_and_opencv_have_their_threads_again(error: type[BaseException] | 
     assert later == [(2, 3)]
 
 
+@pytest.mark.usefixtures("two_and_three_threads")
+def test_pools_that_overlap_leave_the_threads_as_they_were_before_both() -> None:
+    first, second = threads_on_one_core_each(1), threads_on_one_core_each(1)
+    first.__enter__()
+    with second as pool:
+        first.__exit__(None, None, None)
+        assert pool.submit(threads_in_use).result() == (1, 1)
+    assert threads_in_use() == (2, 3)
+
+
 class Work:
     """Work that goes on when it is told to; ``done`` has the numbers of what came to its end."""
 

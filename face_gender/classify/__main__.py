@@ -7,6 +7,8 @@ from face_gender.console import (
     exit_on_signal,
     exit_with,
     first_imports,
+    print_stderr,
+    progress_bar,
     raise_on_first_signal,
     run_command,
     without_library_messages,
@@ -32,10 +34,6 @@ from face_gender.classify.resume import (
     partial_path,
     read_partial,
     remove_partial,
-)
-from face_gender.console import (
-    print_stderr,
-    progress_bar,
 )
 from face_gender.data.sources import Source, find_images, passed_over_in_words
 from face_gender.errors import InputError
@@ -104,7 +102,8 @@ def load(
     from face_gender.export.auto import with_graph
 
     say = (lambda _: None) if options.quiet else print_stderr
-    return with_graph(classifier, options.weights, source, names, begun, say)
+    with without_library_messages():  # it reads some of the pictures
+        return with_graph(classifier, options.weights, source, names, begun, say)
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def classify_folder(
     announce(options, classifier, load)
     by = origin(classifier, options.weights)
     if options.crops:  # of which those of kept predictions are there already
-        by["crops"] = str(options.crops.resolve())
+        by["crops"] = [str(options.crops.resolve()), options.threshold]
     known = read_partial(partial, by, source, names) if options.resume else {}
     if options.resume and not options.quiet:
         found = f"{len(known)} predictions" if known else "nothing to resume"

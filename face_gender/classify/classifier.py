@@ -156,7 +156,8 @@ class Classifier:
         preprocessing = self.checkpoint.preprocessing
         try:
             data = read_bytes(name, source)
-            least = max(preprocessing.at_least, DETECTOR_SIDE if self.every_face else 0)
+            of_all = DETECTOR_SIDE if self.every_face else 0
+            least = max(preprocessing.at_least, 4 * self.crop_size, of_all)
             pixels = decode_pixels(data, name, least)
         except UnreadableImage as error:
             return Skipped(name, error.reason)
@@ -266,10 +267,10 @@ def origin(classifier: Classifier, weights: Path) -> dict[str, Any]:
     """
     files = [weights, classifier.engine.path] if classifier.engine else [weights]
     return {
+        "engine": "openvino" if classifier.engine else "torch",
         "weights": [sha256_of(path) for path in files],
         "recipe": classifier.checkpoint.recipe.name,
         "classes": list(classifier.checkpoint.classes),
-        "engine": "openvino" if classifier.engine else "torch",
         "device": classifier.device.type,
         "precision": str(classifier.dtype),
         "faces": _faces_of(classifier),

@@ -195,13 +195,11 @@ function summary(i) {
   const rest = make("span", "confidence note");
   const line = make("div", "line", chip(label), rest);
   const faces = byPicture[data.picture[i]];
-  const count = Math.max(data.faces[data.picture[i]] ?? 1, faces.length);
   const lines = [line];
   if (decided.has(i)) rest.textContent = `net: ${net}`;
   else rest.textContent = label === null ? net : percent(data.confidence[i]);
-  if (count > 1) {
-    lines.push(make("span", "note", faces.length > 1
-      ? `face ${faces.indexOf(i) + 1} of ${count}` : `main face of ${count}`));
+  if (faces.length > 1) {
+    lines.push(make("span", "note", `face ${faces.indexOf(i) + 1} of ${faces.length}`));
   }
   return lines;
 }

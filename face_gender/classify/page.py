@@ -185,7 +185,6 @@ def _entries(
         "hash": hashlib.sha256(as_json(entries)).hexdigest()[:32],
         "uncertain": sum(each.confidence < threshold for each in ordered),
         "threshold": threshold,
-        "faces": {number[name]: len(own) for name, own in faces.items() if len(own) > 1},
         "box": {place: [round(float(side), 1) for side in box] for place, box in boxes.items()},
     }
 

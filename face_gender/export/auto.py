@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from face_gender.classify.classifier import Classifier
-from face_gender.classify.engines import MARGIN, OpenVino
+from face_gender.classify.engines import MARGIN, OpenVino, graph_path
 from face_gender.classify.results import Prediction
 from face_gender.data.sources import Source
 from face_gender.errors import first_line
@@ -69,7 +69,7 @@ def with_graph(
             _make(path, classifier, weights, source, names, say)
         return replace(classifier, engine=OpenVino(classifier.checkpoint, weights, graph=path))
     except Exception as error:  # of libraries that are there for speed alone
-        if path is not None:
+        if path is not None and not begun:  # else another command can go on with it
             with suppress(OSError):
                 path.unlink()
         say(f"by torch, as the 8-bit graph cannot be used ({first_line(error)})")
@@ -107,8 +107,9 @@ def cached_path(
 
 def _kept(begun: Mapping[str, Any], weights: Path) -> Path | None:
     """Return where the graph of an earlier run lies, whatever its pictures are by now, or None."""
-    own, kept = sha256_of(weights), cache_folder().glob("*.onnx")
-    return next((path for path in kept if [own, sha256_of(path)] == begun["weights"]), None)
+    own, kept = sha256_of(weights), [graph_path(weights), *cache_folder().glob("*.onnx")]
+    found = (path for path in kept if path.is_file())
+    return next((path for path in found if [own, sha256_of(path)] == begun["weights"]), None)
 
 
 def _equivalent(classifier: Classifier, pictures: int) -> float:
