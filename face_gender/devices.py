@@ -34,7 +34,9 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         return _usable(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} cannot be used on this machine: use 'auto'.") from error
+        raise InputError(
+            f"device {name!r} is not there on this machine, or not for this torch: use 'auto'."
+        ) from error
 
 
 def _usable(name: str) -> torch.device:

@@ -27,7 +27,7 @@ from face_gender.data.base_source import (
     to_nfc,
 )
 from face_gender.errors import InputError
-from face_gender.files import check_size
+from face_gender.files import MAX_BYTES, check_size
 
 # A member of over 64 MiB that is packed smaller than this is no photograph.
 MOST_PACKED = (2**26, 100)
@@ -110,7 +110,7 @@ class ArchiveSource(BaseSource):
             raise OSError("encrypted in the archive: unpack it with 7-Zip")
         if method not in _UNPACKED_BY:
             raise OSError(f"packed by method {method}, which is not read: unpack it with 7-Zip")
-        check_size(max(size, packed))
+        check_size(size)
         least, ratio = MOST_PACKED
         if size > least and size > ratio * packed:
             raise OSError(f"decompression bomb: {size:,} bytes packed into {packed:,}")
@@ -157,7 +157,7 @@ class ArchiveSource(BaseSource):
         try:
             archive = self._opened()
             # Memory is taken before it is read.
-            if info.compress_size > os.path.getsize(self.path):
+            if info.compress_size > min(MAX_BYTES, os.path.getsize(self.path)):
                 return b""
             with archive.open(raw) as file:
                 return file.read()
