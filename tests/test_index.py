@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -246,6 +247,13 @@ def test_of_two_archives_that_name_a_picture_the_one_that_has_it_is_taken(
             other / path.relative_to(few)
         )
     make_zip(other, tmp_path / "beside" / "a.zip")
+    some = tmp_path / "some"
+    shutil.copytree(few, some)
+    for path in [*some.rglob("*.jpg")][2:]:
+        path.unlink()
+    make_zip(some, tmp_path / "beside" / "0.zip")
+    (tmp_path / "beside" / "male").mkdir()
+    shutil.copy(few / "male" / "m_0.jpg", tmp_path / "beside" / "male")
     report = make_index(make_zip(few, tmp_path / "beside" / "b.zip"))
     assert report.path is not None
     if with_hashes:
@@ -259,17 +267,19 @@ def test_of_two_archives_that_name_a_picture_the_one_that_has_it_is_taken(
 
 def test_persons_of_a_list_are_not_lost_to_other_groups(few: Path, tmp_path: Path) -> None:
     rows = make_index(few).table[["path", "label"]]
-    persons = rows.assign(group=["p" if i in (0, 1) else "" for i in range(len(rows))])
+    persons = rows.assign(group=["p" if i in (4, 5) else "" for i in range(len(rows))])
     write_index(persons, few / "labels.csv")
-    given = rows[["path"]].assign(group=["q" if i in (5, 6) else "" for i in range(len(rows))])
+    given = rows[["path"]].assign(group=["q" if i in (7, 8) else "" for i in range(len(rows))])
     write_index(given, tmp_path / "groups.csv")
     assert len(rows) == 9  # 4 female ones first
     made = make_index(few / "labels.csv", tmp_path / "a.csv", groups=tmp_path / "groups.csv")
     assert made.table.groupby("group").size().to_dict() == {"": 5, "p": 2, "q": 2}
-    write_index(given[:1].assign(group="q"), tmp_path / "groups.csv")
-    with pytest.raises(InputError, match=r"has the group p in .* and q in ") as caught:
-        make_index(few / "labels.csv", tmp_path / "b.csv", groups=tmp_path / "groups.csv")
-    sentence(caught)
+    # Of which one picture is in both: all three are together.
+    write_index(
+        given.assign(group=["q" if i in (5, 6) else "" for i in range(9)]), tmp_path / "g.csv"
+    )
+    made = make_index(few / "labels.csv", tmp_path / "b.csv", groups=tmp_path / "g.csv")
+    assert made.table["group"].tolist() == [""] * 4 + ["q"] * 3 + [""] * 2
 
 
 def test_groups_of_a_list_that_names_no_picture_are_one_sentence(few: Path, tmp_path: Path) -> None:

@@ -152,6 +152,21 @@ def test_a_run_that_goes_on_needs_its_init_no_more(index: Index, tmp_path: Path)
     assert len(run(recipe, index, tmp_path / "w", resume=True)) == 2
 
 
+def test_other_pictures_of_the_same_names_are_another_index(own: Index, tmp_path: Path) -> None:
+    stop_after(1, QUICK, own, tmp_path / "w")
+    table = own.table.assign(sha256=[each[::-1] for each in own.table["sha256"]])
+    with pytest.raises(InputError, match="another index"):
+        run(QUICK, replace(own, table=table), tmp_path / "w", resume=True)
+
+
+def test_another_size_is_named_and_no_more(index: Index, tmp_path: Path) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    other = get_recipe("compact_cnn", (96, 80), epochs=3, batch_size=8, learning_rate=1e-3)
+    with pytest.raises(InputError, match="was trained with height 100, not 96: ") as caught:
+        run(other, index, tmp_path / "w", resume=True)
+    sentence(caught)
+
+
 def test_settings_of_other_types_are_the_same_settings(index: Index, tmp_path: Path) -> None:
     start = tmp_path / "start.pth"
     make_checkpoint().save(start)

@@ -152,23 +152,36 @@ def check_matches(table: pd.DataFrame, source: Source) -> None:
     Evenly spaced rows are compared, not all: it is another data set's index that this is to
     find. Files that are gone or changed since are not its concern, unless most of them are.
     """
-    places = np.linspace(0, len(table) - 1, min(64, len(table))).astype(int)
-    rows = table.iloc[places]
-    names = rows["path"].tolist()
-    stored = rows["sha256"].tolist() if "sha256" in rows else [""] * len(rows)
-    found = hashes_of(source, names)
-    changed = [
-        name
-        for name, known, now in zip(names, stored, found, strict=True)
-        if now and _is_sha256(known) and known.lower() != now
-    ]
-    if len(changed) > len(names) / 2 or not any(found):
-        example = f"{changed[0]} has other bytes" if changed else f"{names[0]} is not there"
+    sampled, there, changed = _compared(table, source)
+    if len(changed) > len(sampled) / 2 or not there:
+        example = f"{changed[0]} has other bytes" if changed else f"{sampled[0]} is not there"
         raise InputError(
             f"the index was made of other pictures than those of {source.path} ({example}): "
             "make one for this data with data_split.py; in the notebook, set another WORK, or "
             "remove its index.csv."
         )
+
+
+def count_matching(table: pd.DataFrame, source: Source) -> int:
+    """Return how many of the same rows have their picture in ``source``, with its own bytes."""
+    _, there, changed = _compared(table, source)
+    return len(there) - len(changed)
+
+
+def _compared(table: pd.DataFrame, source: Source) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of evenly spaced rows, of those that are there, and that are changed."""
+    places = np.linspace(0, len(table) - 1, min(64, len(table))).astype(int)
+    rows = table.iloc[places]
+    names = rows["path"].tolist()
+    stored = rows["sha256"].tolist() if "sha256" in rows else [""] * len(rows)
+    found = hashes_of(source, names)
+    there = [name for name, now in zip(names, found, strict=True) if now]
+    changed = [
+        name
+        for name, known, now in zip(names, stored, found, strict=True)
+        if now and _is_sha256(known) and known.lower() != now
+    ]
+    return names, there, changed
 
 
 def _is_sha256(text: object) -> bool:

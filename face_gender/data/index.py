@@ -15,13 +15,19 @@ import pandas as pd
 
 from face_gender import CLASSES
 from face_gender.data.base_source import to_nfc, without_resume
-from face_gender.data.hashing import check_matches, check_picture, hash_and_check, row_hashes
+from face_gender.data.hashing import (
+    check_matches,
+    check_picture,
+    count_matching,
+    hash_and_check,
+    row_hashes,
+)
 from face_gender.data.landmarks import add_landmarks
 from face_gender.data.scan import SEARCHED, read_groups, scan_data
 from face_gender.data.sources import FolderSource, Source, open_source
-from face_gender.data.split import SPLITS, check_ratios, split_rows
+from face_gender.data.split import SPLITS, check_ratios, connected, split_rows
 from face_gender.data.tables import read_index, text_column, write_index
-from face_gender.errors import InputError, excerpt, printable
+from face_gender.errors import InputError, printable
 from face_gender.faces.detector import detector_available
 from face_gender.files import check_output
 
@@ -119,7 +125,8 @@ class Index:
         _check_classes(scan.labels, data, ())
         group_of = scan.groups
         if groups:
-            group_of = _joined(group_of, read_groups(Path(groups), scan.names), data, groups)
+            given = read_groups(Path(groups), scan.names)
+            group_of = _joined(scan.names, given, group_of) if group_of else given
         hashes, unreadable = hash_and_check(scan.source, scan.names, progress)
         table = pd.DataFrame({"path": text_column(scan.names), "label": scan.labels, "split": ""})
         table["sha256"] = text_column(hashes)
@@ -212,13 +219,15 @@ class Index:
 def list_pictures(
     data: str | os.PathLike[str],
 ) -> tuple[pd.DataFrame, Source, tuple[tuple[str, str], ...]]:
-    """Return ``path`` and ``label`` of every picture of ``data`` by name, read or not.
+    """Return ``path``, ``label``, a list's ``group``, of every picture of ``data``, read or not.
 
     Also where to read them from, and (folder, reason) of folders that cannot be listed.
     Raises InputError as `Index.create` does.
     """
     scan = scan_data(Path(data))
     table = pd.DataFrame({"path": text_column(scan.names), "label": scan.labels})
+    if scan.groups:
+        table["group"] = text_column([scan.groups.get(name, "") for name in scan.names])
     return table, scan.source, scan.unlisted
 
 
@@ -237,18 +246,14 @@ def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
         )
 
 
-def _joined(
-    own: dict[str, str], given: dict[str, str], data: Path, groups: str | os.PathLike[str]
-) -> dict[str, str]:
-    """Return the groups of a list and those given beside it. Raises InputError for two of one."""
-    for name in own.keys() & given.keys():
-        if own[name] not in ("", given[name]):
-            raise InputError(
-                f"{excerpt(name)} has the group {excerpt(own[name])} in {data} and "
-                f"{excerpt(given[name])} in {os.fspath(groups)}: audit {data} itself, whose "
-                "groups.csv joins both, or remove one of the columns."
-            )
-    return own | given
+def _joined(names: Sequence[str], *groups: dict[str, str]) -> dict[str, str]:
+    """Return groups in which pictures of one group of any kind are together."""
+    columns = [[each.get(name, "") for name in names] for each in groups]
+    joined: dict[str, str] = {}
+    for rows in connected(*columns):
+        group = next((column[row] for column in columns for row in rows if column[row]), "")
+        joined |= {names[row]: group for row in rows}
+    return joined
 
 
 def _find_source(index: Path, table: pd.DataFrame) -> Source:
@@ -256,9 +261,7 @@ def _find_source(index: Path, table: pd.DataFrame) -> Source:
     folder = index.absolute().parent
     names = table["path"].tolist()[:SEARCHED]
     beside = FolderSource(folder)
-    if any(beside.find(name) for name in names):
-        return beside
-    found = []
+    found: list[Source] = [beside] if any(beside.find(name) for name in names) else []
     for archive in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip"):
         with suppress(InputError):
             source = open_source(archive)
@@ -266,18 +269,20 @@ def _find_source(index: Path, table: pd.DataFrame) -> Source:
                 found.append(source)
     if len(found) == 1:
         return found[0]
-    for source in found if "sha256" in table else []:
-        with suppress(InputError):
-            check_matches(table, source)
-            return source
-    if found:
+    if not found:
         raise InputError(
-            f"{index} names pictures that lie in {found[0].path.name} and in "
-            f"{found[1].path.name}: name the right one with --data."
+            f"{index} names pictures that lie neither beside it nor in an archive beside it, such "
+            f"as {names[0]}: name their folder or .zip with --data, or make an index of a list "
+            "with data_split.py."
         )
+    counts = [count_matching(table, source) for source in found]
+    best = [each for each, count in zip(found, counts, strict=True) if count == max(counts)]
+    # Where the bytes are known, the best are alike; and an archive may have been unpacked here.
+    if len(best) == 1 or "sha256" in table or best[0] is beside:
+        return best[0]
     raise InputError(
-        f"{index} names pictures that lie neither beside it nor in an archive beside it, such as "
-        f"{names[0]}: name their folder or .zip with --data."
+        f"{index} names pictures that lie in {best[0].path.name} and in {best[1].path.name}: "
+        "name the right one with --data."
     )
 
 

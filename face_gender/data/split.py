@@ -27,7 +27,9 @@ def split_rows(table: pd.DataFrame, fractions: Sequence[float], seed: int) -> np
     to one of these. Raises InputError where a class has fewer units than splits.
     """
     labels, hashes = table["label"].tolist(), table["sha256"].tolist()
-    units = _units(table)
+    units = connected(
+        table["sha256"].tolist(), *([table["group"].tolist()] if "group" in table else [])
+    )
     counts = [_count(labels, rows) for rows in units]
     keys = [_key(seed, min(hashes[row] for row in rows)) for rows in units]
     # Were one label dealt out before, a unit of both might be owed to two splits at once.
@@ -108,18 +110,16 @@ def _key(seed: int, content: str) -> str:
     return hashlib.sha256(f"{seed}:{content}".encode()).hexdigest()
 
 
-def _units(table: pd.DataFrame) -> list[list[int]]:
-    """Return the row positions of each set of rows connected by content or by group."""
-    hashes = table["sha256"].tolist()
-    groups = table["group"].tolist() if "group" in table else []
-    parent = list(range(len(hashes)))
+def connected(*columns: Sequence[str]) -> list[list[int]]:
+    """Return the positions of each set of rows that a value, not "", of a column connects."""
+    parent = list(range(len(columns[0])))
 
     def root(row: int) -> int:
         while parent[row] != row:
             parent[row] = row = parent[parent[row]]
         return row
 
-    for column in (hashes, groups):
+    for column in columns:
         first: dict[str, int] = {}
         for row, value in enumerate(column):
             if value != "" and first.setdefault(value, row) != row:

@@ -282,7 +282,13 @@ def _hash_of_rows(index: Index, recipe: Recipe) -> str:
     table = index.table
     used = table[table["split"].isin(["train", "val"])] if "split" in table else table
     digest = hashlib.sha256()
-    for column in ("path", "label", "split", *(["teacher"] if recipe.distillation else [])):
+    for column in (
+        "path",
+        "label",
+        "split",
+        "sha256",
+        *(["teacher"] if recipe.distillation else []),
+    ):
         if column in used:
             text = "\n".join(map(str, used[column]))
             digest.update(text.encode("utf-8", "surrogateescape"))

@@ -226,6 +226,9 @@ def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
     steady = earlier.schedule == "constant" and earlier.size_fraction(0) == 1
     if differing and not (differing == ["epochs"] and steady):
         name = differing[0]
+        if name == "preprocessing":
+            then, new = then[name], new[name]
+            name = next(each for each in then if then[each] != new[each])
         raise InputError(
             f"{last} was trained with {name} {then[name]!r}, not {new[name]!r}: give that, or "
             "start a new run without --resume (resume=True)."
