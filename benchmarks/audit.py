@@ -107,9 +107,9 @@ def run_scale(options: argparse.Namespace) -> None:
     seconds: dict[str, float] = {}
     get = Stages.get
 
-    def timed(self: Stages, name: str, key: str, make: Callable[[], Arrays]) -> dict:
+    def timed(self: Stages, name: str, key: str, make: Callable[[], Arrays], *more: Any) -> dict:
         started = time.perf_counter()
-        found = get(self, name, key, make)
+        found = get(self, name, key, make, *more)
         seconds[name] = time.perf_counter() - started
         return found
 
@@ -119,7 +119,7 @@ def run_scale(options: argparse.Namespace) -> None:
         final[:, :8] += table["label"].to_numpy()[:, None].astype(np.float16)
         return {"early": rng.normal(size=(len(table), 1024)).astype(np.float16), "final": final}
 
-    Stages.get = timed  # type: ignore[method-assign]
+    Stages.get = timed  # type: ignore[assignment, method-assign]
     embeddings.embed_all = drawn  # type: ignore[assignment]
     started = time.perf_counter()
     report = audit(data, options.work / "audit", apply=True)

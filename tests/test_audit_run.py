@@ -272,6 +272,41 @@ def test_what_could_not_be_read_is_looked_at_again(
     assert np.array_equal(report.probabilities, expected.probabilities)
 
 
+def test_what_failed_in_a_later_stage_is_not_kept(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that was away for a moment, after its bytes had been looked at."""
+    data = make_portraits(tmp_path / "data", 6, 6)
+    expected = look(data, tmp_path / "whole", weights)
+    embed = embeddings.embed_all
+
+    def without_one(*given: Any) -> Any:
+        found = embed(*given)
+        found["final"][3] = np.nan
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "embed_all", without_one)
+        first = look(data, tmp_path / "audit", weights)
+    assert not np.isfinite(first.probabilities).all()
+    report = look(data, tmp_path / "audit", weights)
+    assert np.array_equal(report.probabilities, expected.probabilities)
+
+
+def test_groups_of_a_list_of_bare_names_are_kept(tmp_path: Path, weights: Path) -> None:
+    data = make_portraits(tmp_path / "data", 6, 6)
+    rows = [f"{label[0]}_{i}.jpg,{label},p{i // 2}" for label in CLASSES for i in range(6)]
+    (data / "list.csv").write_text("\n".join(["path,label,group", *rows]))
+    report = look(data / "list.csv", tmp_path / "audit", weights)
+    assert report.table.groupby(report.table["path"].str[-5])["group"].nunique().max() <= 2
+    together = report.table.set_index("path")["group"]
+    for i in range(0, 6, 2):
+        pictures_of = [f"{label}/{label[0]}_{i + j}.jpg" for label in CLASSES for j in (0, 1)]
+        assert together[pictures_of].nunique() == 1
+    again = make_index(data / "list.csv", tmp_path / "new.csv", groups=report.files[1])
+    assert again.table.groupby("group")["split"].nunique().max() == 1
+
+
 def test_folds_that_groups_change_are_trained_again(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

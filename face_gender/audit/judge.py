@@ -106,7 +106,10 @@ class Judge:
             faces = found["faces"].fillna(-1).to_numpy(np.int64)  # -1: cannot be read
             return {"faces": faces, "coordinates": found[list(COORDINATES)].to_numpy(np.float32)}
 
-        found = self.stages.get("faces", key_of(*hashes), make)
+        good = _good(hashes)
+        found = self.stages.get(
+            "faces", key_of(*hashes), make, lambda each: (each["faces"][good] >= 0).all()
+        )
         columns = dict(zip(COORDINATES, found["coordinates"].T, strict=True))
         table = self.given.table.assign(faces=found["faces"], **columns)
         return replace(self, given=replace(self.given, table=table))
@@ -149,7 +152,10 @@ class Judge:
             with progress_bar(len(hashes), "embeddings", shown=self.progress) as bar:
                 return embeddings.embed_all(checkpoint, table, source, self.jobs, bar.update)
 
-        return self.stages.get(f"embeddings_{number}", key, make)
+        good = _good(hashes)
+        return self.stages.get(
+            f"embeddings_{number}", key, make, lambda each: np.isfinite(each["final"][good]).all()
+        )
 
     def _by_training(
         self,
@@ -158,7 +164,7 @@ class Judge:
         folds: npt.NDArray[np.int64],
         hashes: Sequence[str],
     ) -> npt.NDArray[np.float32]:
-        good = np.array([i for i, each in enumerate(hashes) if each], dtype=np.int64)
+        good = _good(hashes)
         table = self.given.table.iloc[good].assign(sha256=[hashes[row] for row in good])
         probabilities = np.full((len(truth), len(CLASSES)), np.nan, dtype=np.float32)
         faces = self._coordinates(recipe.preprocessing)
@@ -185,6 +191,11 @@ class Judge:
             return []
         found: list[list[float]] = coordinates_of(self.given.table).tolist()
         return found
+
+
+def _good(hashes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the rows of pictures that could be read, and so are to be in every stage."""
+    return np.array([row for row, each in enumerate(hashes) if each], dtype=np.int64)
 
 
 def _stamp(source: Source, name: str) -> tuple[int, int]:

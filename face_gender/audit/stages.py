@@ -22,16 +22,23 @@ class Stages:
         self.folder = folder
         make_folder(folder)
 
-    def get(self, name: str, key: str, make: Callable[[], Arrays]) -> dict[str, npt.NDArray]:
+    def get(
+        self,
+        name: str,
+        key: str,
+        make: Callable[[], Arrays],
+        is_whole: Callable[[Arrays], object] = bool,
+    ) -> dict[str, npt.NDArray]:
         """Return the arrays of a stage: from its file if that was made from ``key``, else made.
 
-        A file of another key, or a damaged one, is replaced.
+        A file of another key, or a damaged one, is replaced. What is not whole is not kept.
         """
         path = self.folder / f"{name}.npz"
         found = _read(path, key)
         if found is None:
             found = dict(make())
-            _write(path, key, found)
+            if is_whole(found):
+                _write(path, key, found)
         return found
 
 
