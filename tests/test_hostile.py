@@ -774,3 +774,17 @@ def test_a_file_of_optimiser_state_and_parameters_still_opens(tmp_path: Path) ->
         torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
         found = load_checkpoint(tmp_path / "a.pth", "compact_cnn", CLASSES).weights
         assert all(torch.equal(found[name], weight) for name, weight in net.state_dict().items())
+
+
+def test_weights_whose_bytes_have_changed_are_not_whole(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    make_checkpoint().save(path)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        largest = max(file.infolist(), key=lambda each: each.file_size)
+    middle = largest.header_offset + 200 + largest.file_size // 2
+    data[middle : middle + 64] = bytes(each ^ 0xFF for each in data[middle : middle + 64])
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="not a whole") as caught:
+        load_checkpoint(path)
+    sentence(caught)
