@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PORTRAITS, exif_of, save_colour_net, snapshot
+from conftest import PORTRAITS, data_of, exif_of, save_colour_net, snapshot
 from PIL import Image
+from sentences import one_sentence
 
 import face_gender.data.__main__ as data_split
 from face_gender import load
@@ -285,12 +286,43 @@ def test_crops_are_written_by_label_and_never_over_a_file(
     assert f"{labels['one.jpg'][0]['label']}/one_0.jpg" in first
     with Image.open(Path("crops") / next(iter(first))) as image:
         assert image.size == (224, 224)
+    # A run that ended before it could keep a prediction comes again: no face is there twice.
+    assert run(photos, *options) == 0
+    assert snapshot(Path("crops")) == first
+    for path in photos.glob("*.jpg"):
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
     assert run(photos, *options) == 0
     second = snapshot(Path("crops"))
     assert len(second) == 6 and {name: second[name] for name in first} == first
     capsys.readouterr()
     assert run(photos, "--weights", weights, "--crops", photos / "crops") == 1
     assert "--crops" in capsys.readouterr().err
+
+
+def test_a_picture_without_a_face_has_no_label_on_the_page(photos: Path, weights: Path) -> None:
+    options = ("--weights", weights, "--faces", "all", "--output", "r.json", "--html", "r.html")
+    assert run(photos, *options, "--explain") == 0
+    data = data_of(Path("r.html"))
+    assert sorted(data["names"]) == ["one.jpg", "two.jpg"] and len(data["label"]) == 3
+    assert data["skipped"] == [["none.png", "no face was found"]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--html", "r.json.partial"),
+        ("--crops", "r.json"),
+        ("--crops", "r.json.partial"),
+        ("--html", "page.html", "--crops", "page.html"),
+    ],
+)
+def test_one_place_for_two_results_is_one_sentence(
+    options: tuple[str, ...], photos: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(photos, "--weights", weights, "--output", "r.json", *options) == 1
+    assert "name another" in one_sentence(capsys.readouterr().err, "process.py")
+    assert [path for path in Path().iterdir() if path.name.startswith(("r.json", "page"))] == []
 
 
 def test_crops_are_not_cut_from_fewer_pixels_than_they_have(tmp_path: Path, weights: Path) -> None:

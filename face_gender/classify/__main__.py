@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before all imports that take a while
     exit_on_signal("face_gender.classify: interrupted, nothing was written.")
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _NAME = "face_gender.classify"
 _CROP_SIZE = 224  # pixels
+NO_FACE = "no face was found"
 
 
 def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
@@ -62,12 +64,16 @@ def run(options: argparse.Namespace, name: str) -> int:
     ending = "csv" if options.format == "csv" else "json"
     options.output = options.output or Path(f"process_results.{ending}")
     check_output(options.output, [*options.pictures, options.weights])
+    partial = partial_path(options.output)
+    written = [options.output, partial]
     if options.html:
-        check_output(options.html, [*options.pictures, options.weights, options.output])
+        check_output(options.html, [*options.pictures, options.weights, *written])
+        written.append(options.html)
     if options.crops:
         check_crops(options)
+        if os.path.realpath(options.crops) in map(os.path.realpath, written):
+            raise InputError(f"{options.crops} would be a file too: name another with --crops.")
         make_folder(options.crops, "--crops")
-    partial = partial_path(options.output)
     if options.engine == "openvino":
         check_engine(options.weights)
     begun = begun_by(partial) if options.resume else {}
@@ -131,7 +137,7 @@ def classify_folder(
     announce(options, classifier, load)
     by = origin(classifier, options.weights)
     if options.crops:  # of which those of kept predictions are there already
-        by["crops"] = [str(options.crops.resolve()), options.threshold]
+        by |= {"crops": str(options.crops.resolve()), "threshold": options.threshold}
     known = read_partial(partial, by, source, names) if options.resume else {}
     if options.resume and not options.quiet:
         found = f"{len(known)} predictions" if known else "nothing to resume"
@@ -262,8 +268,12 @@ def write_html(
 ) -> None:
     """Write the page of ``--html``."""
     from face_gender.classify.page import explain_doubtful, write_page
+    from face_gender.classify.results import Skipped
 
     faces = [face for each in predictions for face in (each, *each.others)]
+    if options.faces == "all":  # a picture without one has no label
+        faces = [face for each in predictions for face in each.faces]
+        skipped = skipped + [Skipped(each.name, NO_FACE) for each in predictions if not each.faces]
     why = explain_doubtful(classifier, source, faces) if options.explain else {}
     with progress_bar(len(predictions), "page", shown=not options.quiet) as bar:
         write_page(

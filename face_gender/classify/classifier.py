@@ -228,6 +228,8 @@ def load_classifier(
     _check_choice("engine", engine, ("torch", "openvino"))
     _check_choice("align", align, ("auto", "never"))
     _check_choice("faces", faces, ("one", "all"))
+    if align == "never" and (faces == "all" or crop_size):
+        raise InputError("faces='all' and crop_size need faces to be found: leave align out.")
     if classes is not None and not _are_names(classes):
         raise InputError(
             f"classes are a list of names such as ['female', 'male'], not {classes!r}."

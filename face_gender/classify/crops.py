@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from PIL import Image
 
@@ -22,8 +24,8 @@ def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Pa
     """Write each face of a result as ``folder/<label>/<name>_<number>.jpg``; return the paths.
 
     The name is that of the picture, with ``_`` for the slashes of subfolders; no file is ever
-    replaced: where one is there, the next free number after a ``-`` is added. Raises InputError
-    where a file cannot be written.
+    replaced: where another one is there, the next free number after a ``-`` is added. Raises
+    InputError where a file cannot be written.
     """
     if not isinstance(result, Prediction):
         return []
@@ -37,9 +39,11 @@ def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Pa
             continue
         own = folder / face.label(threshold)
         make_folder(own, "--crops")
-        path = _free(own, f"{stem}_{number}")
-        image = Image.fromarray(face.crop)
-        write_atomically(path, partial(image.save, format="JPEG", quality=95))
+        jpeg = io.BytesIO()
+        Image.fromarray(face.crop).save(jpeg, format="JPEG", quality=95)
+        path = _free(own, f"{stem}_{number}", jpeg.getvalue())
+        if not path.exists():  # else of a run that ended before it could keep the prediction
+            write_atomically(path, partial(_write, jpeg.getvalue()))
         written.append(path)
     return written
 
@@ -52,8 +56,18 @@ def without_crops(result: Result) -> Result:
     return replace(result, crop=None, others=others)
 
 
-def _free(folder: Path, stem: str) -> Path:
+def _write(data: bytes, file: IO[bytes]) -> None:
+    file.write(data)
+
+
+def _free(folder: Path, stem: str, data: bytes) -> Path:
+    """Return the first path that is free, or that of a file with these bytes."""
     names = (
         f"{stem}{end}.jpg" for end in itertools.chain([""], map("-{}".format, itertools.count(1)))
     )
-    return next(path for name in names if not os.path.lexists(path := folder / name))
+    paths = map(folder.joinpath, names)
+    return next(path for path in paths if not os.path.lexists(path) or _holds(path, data))
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data

@@ -130,7 +130,8 @@ function refresh() {
     }
   }
   showCounts(counts);
-  const unit = chosen.length === 1 ? "picture" : "pictures";
+  const thing = byPicture.some((faces) => faces.length > 1) ? "face" : "picture";
+  const unit = chosen.length === 1 ? thing : `${thing}s`;
   const predicted = chosen.length && !["skipped", "yours"].includes(state.tab);
   at("help").textContent = [TABS.find(([tab]) => tab === state.tab)[2], predicted
     ? `${number(chosen.length)} ${unit}. Wrong? Press the right label under the picture.` : ""].join(" ");

@@ -33,7 +33,7 @@ from face_gender.files import cpu_count, write_atomically
 from face_gender.model.explain import CAVEAT, overlays
 
 if TYPE_CHECKING:
-    from face_gender.classify.classifier import Classifier
+    from face_gender.classify.classifier import Classifier, View
 
 THUMBNAILS_LIMIT = 64 * 2**20
 
@@ -107,8 +107,11 @@ def explain_doubtful(
     """
     model, _ = classifier.checkpoint.build()
     found = {}
+    views_of: dict[str, list[View] | Skipped] = {}
     for each in heapq.nsmallest(most, predictions, key=lambda one: one.confidence):
-        views = classifier.views(source, each.name)
+        if each.name not in views_of:
+            views_of[each.name] = classifier.views(source, each.name)
+        views = views_of[each.name]
         if isinstance(views, Skipped):
             continue
         view = next((view for view in views if view.box == each.box), views[0])
