@@ -18,6 +18,7 @@ from PIL import Image
 from sentences import sentence
 
 from face_gender import CLASSES
+from face_gender.data import sources
 from face_gender.data.hashing import hash_and_check
 from face_gender.data.index import Index, list_pictures
 from face_gender.data.sources import ArchiveSource, FolderSource
@@ -263,6 +264,17 @@ def test_of_two_archives_that_name_a_picture_the_one_that_has_it_is_taken(
     with pytest.raises(InputError, match=r"a\.zip and in b\.zip: .* --data") as caught:
         Index.open(report.path)
     sentence(caught)
+
+
+def test_a_folder_that_has_most_pictures_is_taken_and_no_archive_opened(
+    few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = make_index(few)
+    make_zip(few, few / "faces.zip")
+    next(few.rglob("m_0.jpg")).unlink()
+    monkeypatch.setattr(sources.zipfile, "ZipFile", lambda *_: pytest.fail("opened"))
+    assert report.path is not None
+    assert isinstance(Index.open(report.path).source, FolderSource)
 
 
 def test_persons_of_a_list_are_not_lost_to_other_groups(few: Path, tmp_path: Path) -> None:

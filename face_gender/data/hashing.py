@@ -24,6 +24,7 @@ from face_gender.errors import InputError
 from face_gender.files import cpu_count
 
 # Starting processes takes longer than decoding so few files.
+SAMPLED = 64  # rows that tell whether an index was made of some data
 PROCESSES_FROM = 2_000
 # Files that a process decodes at a time: an interruption waits for the end of these.
 CHUNK = 16
@@ -170,7 +171,7 @@ def count_matching(table: pd.DataFrame, source: Source) -> int:
 
 def _compared(table: pd.DataFrame, source: Source) -> tuple[list[str], list[str], list[str]]:
     """Return the names of evenly spaced rows, of those that are there, and that are changed."""
-    places = np.linspace(0, len(table) - 1, min(64, len(table))).astype(int)
+    places = np.linspace(0, len(table) - 1, min(SAMPLED, len(table))).astype(int)
     rows = table.iloc[places]
     names = rows["path"].tolist()
     stored = rows["sha256"].tolist() if "sha256" in rows else [""] * len(rows)

@@ -16,6 +16,7 @@ import pandas as pd
 from face_gender import CLASSES
 from face_gender.data.base_source import to_nfc, without_resume
 from face_gender.data.hashing import (
+    SAMPLED,
     check_matches,
     check_picture,
     count_matching,
@@ -262,6 +263,9 @@ def _find_source(index: Path, table: pd.DataFrame) -> Source:
     names = table["path"].tolist()[:SEARCHED]
     beside = FolderSource(folder)
     found: list[Source] = [beside] if any(beside.find(name) for name in names) else []
+    # Archives may be large, and are not opened where the folder has most.
+    if found and 2 * count_matching(table, beside) > min(SAMPLED, len(table)):
+        return beside
     for archive in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".zip"):
         with suppress(InputError):
             source = open_source(archive)
