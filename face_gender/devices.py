@@ -23,14 +23,15 @@ def pick_device(name: str = "auto") -> torch.device:
     Of these, one that this torch cannot calculate on, such as an old GPU, is warned of and left.
     Raises InputError for a name that is not known, or a device that is not there or full.
     """
-    found = ["cuda"] if torch.cuda.is_available() else []
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    for each in found if name == "auto" else []:
-        try:
-            return _usable(each)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            warnings.warn(f"{each} cannot be used here ({first_line(error)})", stacklevel=2)
-    name = "cpu" if name == "auto" else name
+    if name == "auto":
+        found = ["cuda"] if torch.cuda.is_available() else []
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        for each in found:
+            try:
+                return _usable(each)
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                warnings.warn(f"{each} cannot be used here ({first_line(error)})", stacklevel=2)
+        name = "cpu"
     try:
         return _usable(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -118,7 +118,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
         raise InputError(f"{path} is a device or a pipe: name a file to write.")
     named = (path, Path(os.path.realpath(path)))  # a link is written through
     precious = any(has_image_suffix(p.name) or p.suffix.lower() in PRECIOUS for p in named)
-    if precious or any(_is_same_file(path, each) for each in inputs):
+    if precious or any(is_same_file(path, each) for each in inputs):
         raise InputError(f"{path} is or would be an input, which is never replaced: name another.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path} cannot be written (no folder {path.parent}): make it first.")
@@ -138,7 +138,8 @@ def make_folder(path: Path, option: str = "--output") -> None:
         raise InputError(f"{path} cannot be written (no permission): name another with {option}.")
 
 
-def _is_same_file(path: Path, other: Path) -> bool:
+def is_same_file(path: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one place, of a file that is there or would be."""
     if os.path.realpath(path) == os.path.realpath(other):  # also where neither is there yet
         return True
     return path.exists() and other.exists() and path.samefile(other)

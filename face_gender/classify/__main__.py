@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before all imports that take a while
     exit_on_signal("face_gender.classify: interrupted, nothing was written.")
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -38,7 +37,7 @@ from face_gender.classify.resume import (
 )
 from face_gender.data.sources import Source, find_images, passed_over_in_words
 from face_gender.errors import InputError
-from face_gender.files import check_output, make_folder
+from face_gender.files import check_output, is_same_file, make_folder
 from face_gender.model.weights import find_weights
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 _NAME = "face_gender.classify"
 _CROP_SIZE = 224  # pixels
-NO_FACE = "no face was found"
+_NO_FACE = "no face was found"
 
 
 def main(arguments: Sequence[str] | None = None, name: str = _NAME) -> int:
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace, name: str) -> int:
         written.append(options.html)
     if options.crops:
         check_crops(options)
-        if os.path.realpath(options.crops) in map(os.path.realpath, written):
+        if any(is_same_file(options.crops, each) for each in written):
             raise InputError(f"{options.crops} would be a file too: name another with --crops.")
         make_folder(options.crops, "--crops")
     if options.engine == "openvino":
@@ -273,7 +272,7 @@ def write_html(
     faces = [face for each in predictions for face in (each, *each.others)]
     if options.faces == "all":  # a picture without one has no label
         faces = [face for each in predictions for face in each.faces]
-        skipped = skipped + [Skipped(each.name, NO_FACE) for each in predictions if not each.faces]
+        skipped = skipped + [Skipped(each.name, _NO_FACE) for each in predictions if not each.faces]
     why = explain_doubtful(classifier, source, faces) if options.explain else {}
     with progress_bar(len(predictions), "page", shown=not options.quiet) as bar:
         write_page(

@@ -7,10 +7,10 @@ import itertools
 import os
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from face_gender.classify.results import Prediction, Result
@@ -39,13 +39,17 @@ def write_crops(folder: Path, result: Result, threshold: float = 0.0) -> list[Pa
             continue
         own = folder / face.label(threshold)
         make_folder(own, "--crops")
-        jpeg = io.BytesIO()
-        Image.fromarray(face.crop).save(jpeg, format="JPEG", quality=95)
-        path = _free(own, f"{stem}_{number}", jpeg.getvalue())
-        if not path.exists():  # else of a run that ended before it could keep the prediction
-            write_atomically(path, partial(_write, jpeg.getvalue()))
-        written.append(path)
+        written.append(_write_crop(own, f"{stem}_{number}", face.crop))
     return written
+
+
+def _write_crop(folder: Path, stem: str, crop: npt.NDArray[np.uint8]) -> Path:
+    jpeg = io.BytesIO()
+    Image.fromarray(crop).save(jpeg, format="JPEG", quality=95)
+    path = _free(folder, stem, jpeg.getvalue())
+    if not path.exists():  # else of a run that ended before it could keep the prediction
+        write_atomically(path, lambda file: file.write(jpeg.getvalue()))
+    return path
 
 
 def without_crops(result: Result) -> Result:
@@ -54,10 +58,6 @@ def without_crops(result: Result) -> Result:
         return result
     others = tuple(replace(each, crop=None) for each in result.others)
     return replace(result, crop=None, others=others)
-
-
-def _write(data: bytes, file: IO[bytes]) -> None:
-    file.write(data)
 
 
 def _free(folder: Path, stem: str, data: bytes) -> Path:

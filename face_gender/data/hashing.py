@@ -23,8 +23,8 @@ from face_gender.data.sources import Source
 from face_gender.errors import InputError
 from face_gender.files import cpu_count
 
-# Starting processes takes longer than decoding so few files.
 SAMPLED = 64  # rows that tell whether an index was made of some data
+# Starting processes takes longer than decoding so few files.
 PROCESSES_FROM = 2_000
 # Files that a process decodes at a time: an interruption waits for the end of these.
 CHUNK = 16
