@@ -129,7 +129,7 @@ def other_folders(data: Path) -> list[str]:
         (without_pictures("female", 0), "no pictures in female/"),
         (without_pictures("female", 2), "female has 2"),
         (broken_archive, "cannot be read as a .zip archive"),
-        (text_file, "neither a folder nor a .zip"),
+        (text_file, "neither a folder nor a .zip nor a .csv"),
         (beside("index.csv", "mine", "{}"), "--force"),
         (beside("other.csv", "mine", "{}", "--output", "{}/other.csv"), "--force"),
         (option("--output", "{}/none/index.csv"), "cannot be written"),

@@ -295,7 +295,7 @@ def test_a_ctrl_c_while_the_graph_is_fitted_leaves_nothing(
     assert done.returncode == 130, done.stderr
     fitting, sentence = done.stderr.splitlines()
     assert fitting.startswith("fitting an 8-bit graph")
-    assert sentence == "process.py: interrupted: the same command with --resume goes on."
+    assert sentence == "process.py: interrupted, nothing was written."
     assert not [path for path in (tmp_path / "tmp").iterdir() if path.is_dir()]
     assert not output.exists() and not list(tmp_path.rglob("*.onnx"))
 

@@ -182,6 +182,14 @@ def test_what_is_no_picture_is_refused_before_any_is_classified(
     sentence(caught)
 
 
+def test_an_empty_path_is_not_the_working_directory(
+    net: Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="the path is empty"):
+        net.classify("")
+
+
 def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.pth does not exist") as caught:
         face_gender.load(tmp_path / "no.pth")

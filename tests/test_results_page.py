@@ -146,6 +146,7 @@ def test_a_face_in_a_photograph_is_cut_out_and_the_photograph_kept(
     assert data["photo"].keys() == {str(whole)}
     assert pictures[data["photo"][str(whole)]].size == (400, 300)
     assert data["size"][str(whole)] == [800, 600]
+    assert data["face"] == {"1": 1, "2": 0}  # as a CSV numbers them, whatever their confidence
 
 
 def test_the_most_doubtful_are_explained(folder: Path) -> None:
@@ -348,14 +349,15 @@ def test_photographs_show_boxes_and_maps(show: Callable[..., Page], tmp_path: Pa
     (tmp_path / "in").mkdir()
     Image.new("RGB", (400, 200), "grey").save(tmp_path / "in" / "photo.jpg")
     found = [
-        predicted("photo.jpg", "female", 0.6, box=(100.0, 50.0, 40.0, 50.0)),
         predicted("photo.jpg", "male", 0.9, box=(300.0, 50.0, 40.0, 50.0)),
+        predicted("photo.jpg", "female", 0.6, box=(100.0, 50.0, 40.0, 50.0)),
     ]
-    page, maps = tmp_path / "page.html", {found[0]: np.full((96, 80, 3), 255, np.uint8)}
+    page, maps = tmp_path / "page.html", {found[1]: np.full((96, 80, 3), 255, np.uint8)}
     write_page(page, found, [], open_source(tmp_path / "in"), explanations=maps)
     tab = show(page)
     tab.keyboard.press("w")
     tab.locator(".card .box").nth(3).wait_for()
+    assert "face 2 of 2" in tab.locator(".card >> nth=0").inner_text()
     frame, own = (tab.locator(f".card >> nth=0 >> {each}").bounding_box() for each in
                   (".framed img", ".box.own"))  # fmt: skip
     assert frame and own

@@ -76,7 +76,11 @@ def run(options: argparse.Namespace, name: str) -> int:
     if options.engine == "openvino":
         check_engine(options.weights)
     begun = begun_by(partial) if options.resume else {}
-    classifier = load(options, source, names, begun)
+    try:
+        classifier = load(options, source, names, begun)
+    except KeyboardInterrupt as error:  # while an 8-bit graph was written
+        print_stderr(f"{name}: interrupted, nothing was written.")
+        return exit_code(error)
     outcome = classify_folder(options, classifier, source, names, partial)
     return report(options, classifier, source, outcome, partial, name)
 

@@ -61,6 +61,8 @@ def classify_frame(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold is a number from 0 to 1, not {threshold}.")
     if isinstance(pictures, str | os.PathLike):
+        if not os.fspath(pictures):
+            raise InputError("the path is empty: give that of a folder, of a .zip or of a picture.")
         source, names = find_images(pictures, recursive)
         results = _classify(classifier, source, names, load, progress)
         results += [Skipped(*each) for each in source.unlisted]

@@ -200,7 +200,9 @@ function summary(i) {
   if (decided.has(i)) rest.textContent = `net: ${net}`;
   else rest.textContent = label === null ? net : percent(data.confidence[i]);
   if (faces.length > 1) {
-    lines.push(make("span", "note", `face ${faces.indexOf(i) + 1} of ${faces.length}`));
+    const which = make("span", "note", `face ${data.face[i] + 1} of ${faces.length}`);
+    which.title = `Its number is ${data.face[i]} in a CSV and in the name of a crop, which count from 0.`;
+    lines.push(which);
   }
   return lines;
 }

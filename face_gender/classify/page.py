@@ -64,16 +64,17 @@ def write_page(
 ) -> None:
     """Write predictions as one self-contained HTML file, UTF-8, whole or not at all.
 
-    Several predictions with one name are faces of one picture of ``source``. ``threshold``: below
-    this confidence, a label is "uncertain". ``facts``: names and values for the head of the page.
-    Pictures are embedded from the least confident on, up to ``thumbnails_limit`` bytes of the page;
-    beyond, the page links to files of a folder, and shows none of an archive. ``progress`` is
-    called with the number of pictures that were read.
-    ``explanations``: what `overlays` of `model.explain` gives of some.
-    Raises InputError where ``path`` cannot be written.
+    Several predictions with one name are faces of one picture of ``source``, counted as they come.
+    ``threshold``: below this confidence, a label is "uncertain". ``facts``: names and values for
+    the head of the page. Pictures are embedded from the least confident on, up to
+    ``thumbnails_limit`` bytes of the page; beyond, the page links to files of a folder, and shows
+    none of an archive. ``progress`` is called with the number of pictures that were read.
+    ``explanations``: what `overlays` of `model.explain` gives of some. Raises InputError where ``path`` cannot be written.
     """
-    ordered = sorted(predictions, key=lambda each: (each.confidence, each.name))
-    faces = _by_name(ordered)
+    given = list(predictions)
+    order = sorted(range(len(given)), key=lambda i: (given[i].confidence, given[i].name))
+    ordered = [given[i] for i in order]
+    faces = _by_name(ordered, order)
     thumbnails = _Thumbnails()
     why = _explained(ordered, explanations or {}, thumbnails)
     embedded = _embed(faces, source, thumbnails, thumbnails_limit, workers, progress)
@@ -161,10 +162,11 @@ class _Face(NamedTuple):
     box: Box | None
 
 
-def _by_name(ordered: Sequence[Prediction]) -> dict[str, list[_Face]]:
-    found: dict[str, list[_Face]] = {}
-    for place, each in enumerate(ordered):
-        found.setdefault(each.name, []).append(_Face(place, each.box))
+def _by_name(ordered: Sequence[Prediction], given: Sequence[int]) -> dict[str, list[_Face]]:
+    """Return the faces of each picture: in the order in which they were given, as a CSV has them."""
+    found: dict[str, list[_Face]] = {each.name: [] for each in ordered}
+    for place in sorted(range(len(ordered)), key=given.__getitem__):
+        found[ordered[place].name].append(_Face(place, ordered[place].box))
     return found
 
 
@@ -182,12 +184,14 @@ def _entries(
         "confidence": [round(each.confidence, 4) for each in ordered],
     }
     boxes = {face.place: face.box for own in faces.values() for face in own if face.box}
+    several = [own for own in faces.values() if len(own) > 1]
     return {
         **entries,
         # Labels that a person gives are kept by it: those of other predictions never show up.
         "hash": hashlib.sha256(as_json(entries)).hexdigest()[:32],
         "uncertain": sum(each.confidence < threshold for each in ordered),
         "threshold": threshold,
+        "face": {face.place: number for own in several for number, face in enumerate(own)},
         "box": {place: [round(float(side), 1) for side in box] for place, box in boxes.items()},
     }
 

@@ -31,6 +31,7 @@ from face_gender.errors import InputError, excerpt, printable
 from face_gender.files import has_image_suffix
 
 SEARCHED = 1_000  # rows that tell whether an index belongs to some data
+_LIKE_A_LIST = (".tsv", ".txt", ".xls", ".xlsx", ".ods", ".json")
 _GIVE_LIST = "give a CSV of the paths and labels of pictures, beside these"
 
 
@@ -57,6 +58,8 @@ def scan_data(data: Path) -> Scan:
     """
     if data.suffix.lower() == ".csv" and data.is_file():
         return _scan_list(data)
+    if data.suffix.lower() in _LIKE_A_LIST and data.is_file():
+        raise InputError(f"{data} is neither a folder nor a .zip nor a .csv: give one of these.")
     source = open_source(data)
     found = _in_folder(source) if isinstance(source, FolderSource) else _in_archive(source)
     label_of = {name: label for name, label in found if has_image_suffix(name)}
