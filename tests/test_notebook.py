@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, snapshot
+from conftest import ROOT, python, snapshot
 from nbclient import NotebookClient
 
 import face_gender.plots
@@ -75,6 +75,23 @@ def test_every_figure_of_the_package_is_shown_or_written(cells: list[dict]) -> N
         own = getattr(value, "__module__", "") == "face_gender.plots"
         if own and callable(value) and not name.startswith("_"):
             assert f"plots.{name}(" in text
+
+
+@pytest.mark.parametrize("missing", ["DATA", "FOLDER"])
+def test_a_place_that_is_not_there_is_said_before_the_work(
+    missing: str, cells: list[dict], tmp_path: Path
+) -> None:
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    places = {"DATA": "samples", "FOLDER": "samples/photos"}
+    first = code[0]
+    for name, place in places.items():
+        if name != missing:
+            first = first.replace(f'{name} = "{place}"', f"{name} = {str(ROOT / place)!r}")
+    done = python("-c", f"{first}\n{code[1]}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"There is no {places[missing]} here: set DATA")
+    shutil.copytree(ROOT / "samples", tmp_path / "kit" / "samples")
+    assert python("-c", f"{first}\n{code[1]}", cwd=tmp_path).returncode == 0
 
 
 def test_it_runs_in_a_bare_folder_on_an_archive_that_is_only_read(

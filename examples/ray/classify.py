@@ -165,8 +165,7 @@ def paths_done(output: str) -> pa.Array:
 def run(options: argparse.Namespace) -> None:
     """Classify what is not in OUTPUT yet. Raises InputError for all that goes wrong."""
     check_apart(options.input, options.output)
-    if options.weights:
-        options.weights = find_weights(options.weights).absolute()
+    options.weights = find_weights(options.weights).absolute()  # here: one file for all machines
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
     import ray  # here: it takes seconds
 
@@ -220,8 +219,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f"python -m {NAME}",
         description="Label face pictures on the machines of a Ray cluster, into parquet files.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 interrupted: the same command "
-        "goes on with what is missing",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted: the same "
+        "command goes on with what is missing",
     )
     add = parser.add_argument
     place = "a path that all machines have, or a URI such as s3://bucket/folder"
