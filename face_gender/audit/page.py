@@ -58,7 +58,7 @@ HEADINGS = {
     ),
     "several_faces": (
         "Several faces",
-        "The label is for one face, and the most prominent is taken. Crop to the face that is meant.",
+        "The label is for one face, and the most prominent is taken. Crop to the one meant.",
     ),
     "unreadable": (
         "Unreadable",

@@ -69,7 +69,8 @@ def write_page(
     the head of the page. Pictures are embedded from the least confident on, up to
     ``thumbnails_limit`` bytes of the page; beyond, the page links to files of a folder, and shows
     none of an archive. ``progress`` is called with the number of pictures that were read.
-    ``explanations``: what `overlays` of `model.explain` gives of some. Raises InputError where ``path`` cannot be written.
+    ``explanations``: what `overlays` of `model.explain` gives of some. Raises InputError where
+    ``path`` cannot be written.
     """
     given = list(predictions)
     order = sorted(range(len(given)), key=lambda i: (given[i].confidence, given[i].name))
@@ -163,7 +164,7 @@ class _Face(NamedTuple):
 
 
 def _by_name(ordered: Sequence[Prediction], given: Sequence[int]) -> dict[str, list[_Face]]:
-    """Return the faces of each picture: in the order in which they were given, as a CSV has them."""
+    """Return the faces of each picture, in the order in which they were given."""
     found: dict[str, list[_Face]] = {each.name: [] for each in ordered}
     for place in sorted(range(len(ordered)), key=given.__getitem__):
         found[ordered[place].name].append(_Face(place, ordered[place].box))
