@@ -108,7 +108,7 @@ def generate(folder: Path, count: int, side: int = 200, quality: int = 90) -> li
 
 
 def _draw(path: Path, side: int, quality: int) -> None:
-    rng = np.random.default_rng(int(path.stem))
+    rng = np.random.default_rng([*path.parent.name.encode(), int(path.stem)])  # no copies
     layers = []
     for cells in (4, 8, 16, 32, 64):
         noise = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)

@@ -30,9 +30,10 @@ from face_gender.audit.embeddings import (
     seen_by,
     train_fold,
 )
-from face_gender.audit.findings import COLUMNS, ISSUES, Judged, clean
+from face_gender.audit.findings import COLUMNS, Judged, clean
 from face_gender.audit.labels import label_scores
 from face_gender.audit.outliers import outlier_scores
+from face_gender.audit.page import HEADINGS
 from face_gender.audit.pictures import BLURRED, QUALITY_ISSUES, blur_effect, measure_all
 from face_gender.audit.stages import Stages, key_of
 from face_gender.data.index import list_pictures
@@ -412,14 +413,14 @@ def test_the_worst_comes_first() -> None:
         "not_a_face",
         "label",
         "near_duplicate",
-        "not_a_face",
         "label",
+        "not_a_face",
         "dark",
         "no_face_found",
         "several_faces",
     ]
     assert "one of 2 faces" in table["suggestion"].iloc[-1]
-    assert set(table["issue"]) <= set(ISSUES)
+    assert set(table["issue"]) <= set(HEADINGS)
 
 
 def test_a_label_finding_says_what_the_picture_looks_like() -> None:

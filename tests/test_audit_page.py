@@ -81,12 +81,6 @@ def page(tmp_path: Path) -> Path:
 # ---- The file
 
 
-def test_every_issue_of_the_audit_has_a_heading() -> None:
-    from face_gender.audit.findings import ISSUES
-
-    assert set(HEADINGS) == set(ISSUES)
-
-
 def test_all_findings_are_in_the_page(page: Path) -> None:
     findings = many()
     write_page(page, findings, thumbnails_of(findings), "Audit", [("pictures", "23,704")])

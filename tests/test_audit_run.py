@@ -330,12 +330,34 @@ def test_folds_that_groups_change_are_trained_again(
     assert len(folds) == 4 and folds[2:] != folds[:2]
 
 
+def save_aligning_net(path: Path) -> Path:
+    preprocessing = replace(get_recipe("compact_cnn").preprocessing, align="landmarks")
+    make_checkpoint(recipe=get_recipe("compact_cnn", preprocessing=preprocessing)).save(path)
+    return path
+
+
+def test_what_cannot_be_read_is_read_again_once_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by weights that look for faces first."""
+    data = make_portraits(tmp_path / "data", 4, 4)
+    (data / "male" / "m_0.jpg").write_bytes(b"no picture")
+    net, measure, calls = save_aligning_net(tmp_path / "net.pth"), pictures.measure_all, []
+
+    def counted(*given: Any) -> Any:
+        calls.append(list(given[1]))
+        return measure(*given)
+
+    monkeypatch.setattr(pictures, "measure_all", counted)
+    for _ in range(2):
+        look(data, tmp_path / "audit", net)
+    assert len(calls) == 2 and calls[1] == ["male/m_0.jpg"]
+
+
 def test_faces_that_were_moved_are_embedded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preprocessing = replace(get_recipe("compact_cnn").preprocessing, align="landmarks")
-    recipe = get_recipe("compact_cnn", preprocessing=preprocessing)
-    make_checkpoint(recipe=recipe).save(tmp_path / "net.pth")
+    save_aligning_net(tmp_path / "net.pth")
     data = make_portraits(tmp_path / "data", 3, 3)
     index = index_of(data, tmp_path / "index.csv")
     table = read_index(index).assign(faces="1", **dict.fromkeys(COORDINATES, "0.4"))

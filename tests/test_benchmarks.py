@@ -6,6 +6,13 @@ import json
 from pathlib import Path
 
 from benchmarks import gpu
+from benchmarks.common import generate
+
+
+def test_generated_pictures_are_no_copies_of_one_another(tmp_path: Path) -> None:
+    """The same bytes under both labels are left out of an index."""
+    paths = [path for label in ("male", "female") for path in generate(tmp_path / label, 3, 40)]
+    assert len({path.read_bytes() for path in paths}) == 6
 
 
 def test_the_benchmark_for_a_gpu_runs_in_short_on_a_cpu(tmp_path: Path) -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, draw_face, loaded_after, make_faces, make_zip, python, snapshot
+from conftest import (
+    ROOT,
+    draw_face,
+    heed_ctrl_c,
+    loaded_after,
+    make_faces,
+    make_zip,
+    python,
+    snapshot,
+)
 from sentences import broken_archive, one_sentence, text_file
 
 import face_gender.data.__main__ as data_split
@@ -206,6 +216,36 @@ def test_interruption_exits_130_and_writes_nothing(
     before = snapshot(few)
     assert split([str(few)]) == 130
     assert "interrupted, nothing was written" in capsys.readouterr().err
+    assert snapshot(few) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child there")
+def test_ctrl_c_ends_the_search_for_faces_at_once(few: Path) -> None:
+    program = (
+        "import runpy, sys, threading\n"
+        "from face_gender.data import landmarks\n"
+        "def load(*given, **named):\n"
+        "    print('begun', file=sys.stderr, flush=True)\n"
+        "    threading.Event().wait(100)\n"
+        "landmarks.load_image = load\n"
+        "sys.argv[0] = 'data_split.py'\n"
+        "runpy.run_path('data_split.py', run_name='__main__')\n"
+    )
+    before = snapshot(few)
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, str(few)],
+        cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
+    try:
+        assert running.stderr is not None
+        assert any(b"begun" in line for line in running.stderr)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    lines = [line for line in said.splitlines() if line != b"begun"]
+    assert lines == [b"data_split.py: interrupted, nothing was written."]
     assert snapshot(few) == before
 
 

@@ -50,7 +50,6 @@ from face_gender import CLASSES
 from face_gender.classify.classifier import classify, load_classifier
 from face_gender.data import jpeg
 from face_gender.data.dataset import FaceDataset
-from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
 from face_gender.data.sources import FolderSource, find_images
 from face_gender.data.tables import read_index
@@ -61,7 +60,6 @@ from face_gender.model.checkpoint import load_checkpoint, read_weights, start_fr
 from face_gender.model.recipes import get_recipe
 from face_gender.train.loop import train
 
-load_decoders()
 Capture = pytest.CaptureFixture[str]
 ON_UNIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names, no devices")
 _HANGS = 150  # seconds after which a test would never end

@@ -7,7 +7,6 @@ import pickle
 import re
 import struct
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,6 @@ from PIL import Image
 from writers import announcing_png, segment
 
 from face_gender.data import images, memory
-from face_gender.data.decoders import load_decoders
 from face_gender.data.images import (
     MAX_PIXELS,
     UnreadableImage,
@@ -36,8 +34,6 @@ from face_gender.data.images import (
     load_pixels,
 )
 from face_gender.data.sources import FolderSource, open_source
-
-load_decoders()  # `decode_pixels` is compared with `decode_image` below
 
 SIZE = (12, 7)
 GREY = (100, 100, 100)
@@ -494,27 +490,20 @@ def test_a_plain_jpeg_is_decoded_without_pillow(name: str, monkeypatch: pytest.M
     assert decode_pixels(JPEGS[name], "x").shape == (3, 47, 61)
 
 
-def test_few_pictures_are_decoded_without_torchvision() -> None:
-    """Its import takes longer; the pixels are the same, also where its decoder is there."""
-    code = (
-        "import sys\nfrom face_gender.data.decoders import load_decoders\n"
-        "from face_gender.data.images import load_pixels\n"
-        "load_decoders(1_000, 2)\n"
-        "alone = load_pixels('samples/male/male_01.jpg')\n"
-        "assert 'torchvision' not in sys.modules\n"
-        "load_decoders(1_000_000, 2)\n"
-        "assert 'torchvision' in sys.modules\n"
-        "assert (load_pixels('samples/male/male_01.jpg') == alone).all()"
-    )
-    done = python("-c", code)
-    assert done.returncode == 0, done.stderr
+BOGUS_SCAN = b"\xff\xda\0\x08\x01\x63\0\0\x3f\0"
 
 
-def test_decoding_warns_of_nothing() -> None:
-    """Torchvision warns at every call of its function that a release will be without it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        decode_pixels(PLAIN, "x")
+@pytest.mark.parametrize("place", [-2, -200])
+def test_a_scan_that_no_header_announces_is_judged_alike(place: int) -> None:
+    """OpenCV's decoder says nothing of it where all rows are there."""
+    assert_same(PLAIN[:place] + BOGUS_SCAN + PLAIN[place:])
+
+
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xdc\0\4\0\x2f"])
+def test_both_decoders_end_at_a_marker_between_scans(marker: bytes) -> None:
+    data = JPEGS["progressive"]
+    last = data.rindex(b"\xff\xda")
+    assert_same(data[:last] + marker + data[last:])
 
 
 TALL = coloured(60, 400)
@@ -668,9 +657,7 @@ def test_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatch) ->
 
 PEAK = """
 import resource, sys, threading
-from face_gender.data.decoders import load_decoders
 from face_gender.data.images import load_pixels
-load_decoders()
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 load_pixels(sys.argv[2])

@@ -186,8 +186,9 @@ def test_an_empty_path_is_not_the_working_directory(
     net: Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    with pytest.raises(InputError, match="the path is empty"):
-        net.classify("")
+    for empty in ("", [""], ["a.jpg", ""]):
+        with pytest.raises(InputError, match="a path is empty"):
+            net.classify(empty)
 
 
 def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:

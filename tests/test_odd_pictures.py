@@ -15,10 +15,7 @@ from conftest import encode
 from PIL import Image
 from writers import bmp, chunk, packed, png, segment, tiff, tiff_of_jpeg
 
-from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_image, decode_pixels
-
-load_decoders()
 
 Values = npt.NDArray[Any]
 HEIGHT, WIDTH = 10, 13
@@ -347,6 +344,12 @@ def test_a_png_without_its_last_chunks_is_whole_and_one_without_rows_is_not() ->
     data = png(pixels, 2, 8)
     for lost in (2, 4, 12, 14, 16, 20):  # of IEND, then the checksums of the pixels
         assert np.array_equal(shown_by_us(data[:-lost]), pixels)
+    fine = levels(COLOURS, 16)
+    clear = png(fine, 2, 16, chunk(b"tRNS", fine[0, 0].astype(">u2").tobytes()))
+    for lost in (2, 3, 4, 7, 11, 12):  # of IEND
+        assert np.array_equal(shown_by_us(clear[:-lost]), shown_by_us(clear))
+    with pytest.raises(UnreadableImage, match="damaged: a PNG of 48 bits whose"):
+        decode_image(clear[:-14], "x")
     with pytest.raises(UnreadableImage, match="truncated"):
         decode_image(data[: len(data) // 2], "x")
 

@@ -409,6 +409,21 @@ def test_odd_modes_have_the_label_of_their_rgb_twin(folder: Path, weights: Path)
     assert {label for name, label in results().items() if name[0] in "ot"} == {"male"}
 
 
+def test_an_opencv_that_cannot_be_imported_costs_whole_pictures_nothing(
+    folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken" / "cv2").mkdir(parents=True)
+    broken = "raise AttributeError('several versions on top of each other')"
+    (tmp_path / "broken" / "cv2" / "__init__.py").write_text(broken, encoding="utf-8")
+    outputs = []
+    for path in (str(ROOT), os.pathsep.join([str(tmp_path / "broken"), str(ROOT)])):
+        outputs.append(tmp_path / f"{len(outputs)}.json")
+        given = [folder, "--weights", weights, "--align", "never", "--output", outputs[-1]]
+        done = python("process.py", *given, PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
 @pytest.mark.parametrize(
     "name", ["pictures/img_0.jpg", "archive.zip", "weights.pth", "of_another.safetensors"]
 )

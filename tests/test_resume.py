@@ -167,6 +167,15 @@ def test_another_size_is_named_and_no_more(index: Index, tmp_path: Path) -> None
     sentence(caught)
 
 
+def test_by_its_name_a_run_goes_on_with_its_own_settings(own: Index, tmp_path: Path) -> None:
+    """Also with those that use a column of the index which the recipe as published does not."""
+    taught = replace(own, table=own.table.assign(teacher=0.5))
+    stop_after(1, replace(QUICK, distillation=0.5), taught, tmp_path / "w")
+    assert len(run(QUICK.name, taught, tmp_path / "w", resume=True)) == QUICK.epochs - 1
+    other = replace(own, table=own.table.assign(teacher=0.25))
+    assert "another index" in refused(other, tmp_path / "w", QUICK.name)
+
+
 def test_settings_of_other_types_are_the_same_settings(index: Index, tmp_path: Path) -> None:
     start = tmp_path / "start.pth"
     make_checkpoint().save(start)
@@ -242,9 +251,21 @@ def test_a_damaged_last_pth_is_one_sentence(index: Index, tmp_path: Path) -> Non
     content = torch.load(tmp_path / "w" / "best.pth", weights_only=True)
     last.write_bytes(whole)
     state = torch.load(last, weights_only=True)
+    for history in (5, [5], [{"val_loss": 0.1}]):
+        torch.save({**content, "training": {**state["training"], "history": history}}, last)
+        assert "no training that could go on" in refused(index, tmp_path / "w")
     state["training"]["optimizer"] = {"state": {}, "param_groups": []}
     torch.save({**content, "training": state["training"]}, last)
     assert "damaged" in refused(index, tmp_path / "w")
+
+
+def test_what_an_earlier_version_kept_besides_does_not_matter(index: Index, tmp_path: Path) -> None:
+    stop_after(1, QUICK, index, tmp_path / "w")
+    last = tmp_path / "w" / "compact_cnn" / "last.pth"
+    content = torch.load(last, weights_only=True)
+    content["training"] |= {"best": (0.5, -0.7), "best_epoch": 0, "waited": 0}
+    torch.save(content, last)
+    assert len(run(QUICK, index, tmp_path / "w", resume=True)) == 2
 
 
 def test_a_folder_without_permission_is_refused_before_any_work(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import threads_in_use
 
-from face_gender.threads import threads_on_one_core_each
+from face_gender.threads import map_in_order, threads_on_one_core_each
 
 
 @pytest.mark.usefixtures("two_and_three_threads")
@@ -75,3 +76,30 @@ def test_what_runs_is_waited_for() -> None:
         work.go_on.set()
         raise KeyboardInterrupt
     assert 0 in work.done
+
+
+def test_after_an_interruption_no_item_is_begun() -> None:
+    begun, go = [], threading.Event()
+
+    def wait(item: int) -> int:
+        begun.append(item)
+        if item >= 40:
+            go.wait(30)
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_in_order(pool, wait, range(1000))
+        assert next(results) == 0
+        results.close()  # type: ignore[attr-defined]
+        go.set()
+    assert len(begun) < 100
+
+
+def test_what_waits_for_a_thread_is_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A future for each of a million pictures would take 2 GB."""
+    with ThreadPoolExecutor(2) as pool:
+        submitted, submit = [], pool.submit
+        monkeypatch.setattr(pool, "submit", lambda *of: submitted.append(of) or submit(*of))
+        assert list(map_in_order(pool, str, range(1000))) == list(map(str, range(1000)))
+        assert len(submitted) < 100
+        assert list(map_in_order(pool, str, [])) == []

@@ -35,7 +35,8 @@ from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train.loop import train
 from face_gender.train.optim import build_for, loss_of, make_optimizer, make_schedule
 from face_gender.train.run import EpochReport
-from face_gender.train.step import BestEpoch, Step, average_of
+from face_gender.train.run_folder import best_epoch
+from face_gender.train.step import Step, average_of
 
 QUICK = get_recipe("compact_cnn", epochs=3, batch_size=4, learning_rate=1e-3)
 ONE_EPOCH = replace(QUICK, epochs=1, batch_size=16)
@@ -450,9 +451,10 @@ def test_every_epoch_is_saved_and_the_best_twice(trained: Path) -> None:
 def test_the_best_epoch_is_chosen_by_the_recipes_figure(
     best_by: str, epochs: list[tuple[float, float]], best: list[int]
 ) -> None:
-    found = BestEpoch(best_by)
-    assert [i for i, figures in enumerate(epochs) if found.update(i, *figures)] == best
-    assert (found.epoch, found.waited) == (best[-1], 2 - best[-1])
+    recipe = replace(QUICK, best_by=best_by)
+    history = [{"val_accuracy": accuracy, "val_loss": loss} for accuracy, loss in epochs]
+    found = [best_epoch(recipe, history[:count]) for count in (1, 2, 3)]
+    assert sorted(set(found)) == best and found == sorted(found)
 
 
 def test_patience_ends_the_run(index: Index, tmp_path: Path) -> None:

@@ -50,10 +50,8 @@ class FaceClassifier:
         threads: int = 4,
     ) -> None:
         from face_gender.classify.classifier import load_classifier
-        from face_gender.data.decoders import load_decoders
 
         self.net = load_classifier(find_weights(weights), device=device)
-        load_decoders()
         self.filesystem, self.threshold, self.threads = filesystem, threshold, threads
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -11,30 +11,11 @@ import pandas as pd
 
 from face_gender import CLASSES
 from face_gender.audit.duplicates import Pairs
-from face_gender.audit.page import MAX_RELATED
+from face_gender.audit.page import HEADINGS, MAX_RELATED
 from face_gender.audit.pictures import QUALITY_ISSUES
 from face_gender.data.tables import find_path_column
 
 COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
-
-# From the surest reason to leave a picture out to the weakest, which decides among equal scores.
-ISSUES = (
-    "unreadable",
-    "duplicate_other_label",
-    "exact_duplicate",
-    "near_duplicate_other_label",
-    "near_duplicate",
-    "not_a_face",
-    "label",
-    "no_face_found",
-    "several_faces",
-    "blank",
-    "dark",
-    "bright",
-    "blurred",
-    "tiny",
-    "odd_aspect",
-)
 
 _QUALITY_ADVICE = "leave out where the face cannot be made out"
 # Below what --apply leaves out: a detector overlooks faces, and of several the main one is used.
@@ -73,7 +54,7 @@ class Judged:
         # Not pandas' own str, which may refuse names that are not UTF-8.
         table = pd.DataFrame(rows, columns=[*COLUMNS, "looks_like"], dtype=object)
         table["score"] = table["score"].astype(np.float64).round(4)
-        rank = table["issue"].map({name: i for i, name in enumerate(ISSUES)})
+        rank = table["issue"].map({name: i for i, name in enumerate(HEADINGS)})
         order = np.lexsort((table["path"], rank, -table["score"]))
         return table.iloc[order].reset_index(drop=True)
 
@@ -127,18 +108,15 @@ class Judged:
     def _near(self) -> list[tuple]:
         """Judge each pair; a picture is named once, with the partner that it agrees with best."""
         best: dict[tuple[int, str], tuple[float, int]] = {}
-        for a, b, agreement in zip(
-            self.pairs.first.tolist(),
-            self.pairs.second.tolist(),
-            self.pairs.agreement.tolist(),
-            strict=True,
-        ):
+        pairs = self.pairs
+        for i in np.argsort(-pairs.agreement, kind="stable").tolist():
+            a, b, agreement = int(pairs.first[i]), int(pairs.second[i]), float(pairs.agreement[i])
             if self.labels[a] != self.labels[b]:
-                for row, other in ((a, b), (b, a)):
-                    _keep_best(best, row, "near_duplicate_other_label", agreement, other)
+                best.setdefault((a, "near_duplicate_other_label"), (agreement, b))
+                best.setdefault((b, "near_duplicate_other_label"), (agreement, a))
             else:
                 kept, dropped = sorted((a, b), key=self._worth)
-                _keep_best(best, dropped, "near_duplicate", agreement, kept)
+                best.setdefault((dropped, "near_duplicate"), (agreement, kept))
         found = []
         for (row, issue), (agreement, other) in best.items():
             related = self.paths[other]
@@ -188,17 +166,6 @@ class Judged:
             for issue in QUALITY_ISSUES
             for row in np.flatnonzero(self.measured[issue] > 0).tolist()
         ]
-
-
-def _keep_best(
-    best: dict[tuple[int, str], tuple[float, int]],
-    row: int,
-    issue: str,
-    agreement: float,
-    other: int,
-) -> None:
-    if (row, issue) not in best or best[row, issue][0] < agreement:
-        best[row, issue] = (agreement, other)
 
 
 def clean(table: pd.DataFrame, findings: pd.DataFrame, score: float) -> pd.DataFrame:

@@ -55,21 +55,22 @@ class Judge:
         # "" of what is no picture: the stages that follow are others once it is one.
         hashes = np.where(measured["reason"] == "", measured["sha256"], "").tolist()
         aligns = any(net.preprocessing.aligns for net in checkpoints)
+        judge = self
         if aligns and not all(name in table for name in COLUMNS):
-            return self._with_faces(names, hashes).judge(checkpoints, recipe)
-        pairs = self._pairs(names, measured, hashes)
+            judge = self._with_faces(names, hashes)
+        pairs = judge._pairs(names, measured, hashes)
         groups = duplicates.group_copies(names, hashes, pairs, list(table.get("group", [])))
-        embedded = [self._embedded(i, net, hashes) for i, net in enumerate(checkpoints)]
+        embedded = [judge._embedded(i, net, hashes) for i, net in enumerate(checkpoints)]
         folds = embeddings.fold_of(groups, self.folds, self.seed)
         if recipe is None:
             each = [embeddings.out_of_fold(found["final"], truth, folds) for found in embedded]
             probabilities = np.mean(each, axis=0)
         else:
-            probabilities = self._by_training(recipe, truth, folds, hashes)
+            probabilities = judge._by_training(recipe, truth, folds, hashes)
         good = measured["reason"] == ""
         label_scores = labels.label_scores(truth, probabilities)
         far = outliers.outlier_scores([found["early"] for found in embedded], good)
-        judged = Judged(names, truth, measured, pairs, label_scores, far, self.given.faces)
+        judged = Judged(names, truth, measured, pairs, label_scores, far, judge.given.faces)
         seen = [embeddings.seen_by(net, hashes, groups) for net in checkpoints]
         return Judgement(judged, groups, probabilities, np.any(seen, axis=0))
 

@@ -11,7 +11,7 @@ import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -85,17 +85,6 @@ MAX_RELATED = 24
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-class _Finding(NamedTuple):
-    path: str
-    label: str
-    issue: str
-    score: float
-    related: list[str]
-    related_labels: list[str]
-    suggestion: str
-    looks_like: str
-
-
 def write_page(
     path: str | os.PathLike[str],
     findings: pd.DataFrame,
@@ -112,10 +101,9 @@ def write_page(
     field. ``summary``: names and values for the head of the page. Equal arguments give equal bytes.
     Raises InputError where ``path`` cannot be written.
     """
-    rows = _read(findings)
     store = _Store(thumbnails)
     data = {
-        "issues": _tabs(rows, store),
+        "issues": _tabs(findings, store),
         "paths": list(store.paths),
         "pictures": list(store.paths.values()),
         "summary": [[str(name), str(value)] for name, value in summary],
@@ -157,19 +145,6 @@ class _Store:
             yield b'<script type="text/plain" id="t%d">%b</script>\n' % (number, encoded)
 
 
-def _read(findings: pd.DataFrame) -> list[_Finding]:
-    label_of = dict(zip(findings["path"], findings["label"], strict=True))
-    rows = []
-    for row in findings.itertuples(index=False):
-        related = row.related.split("|") if row.related else []
-        own = [label_of.get(each) or _implied_label(row.issue, row.label) for each in related]
-        rows.append(
-            _Finding(row.path, row.label, row.issue, row.score, related, own,
-                     row.suggestion, row.looks_like)
-        )  # fmt: skip
-    return rows
-
-
 def _implied_label(issue: str, label: str) -> str:
     """Return the label that a related picture has by the meaning of the issue, or ""."""
     if label not in CLASSES or "duplicate" not in issue:
@@ -177,28 +152,27 @@ def _implied_label(issue: str, label: str) -> str:
     return next(name for name in CLASSES if (name == label) != issue.endswith("_other_label"))
 
 
-def _tabs(rows: Sequence[_Finding], store: _Store) -> list[dict[str, Any]]:
-    """Return the issues that have findings, in the order of HEADINGS, as page.html reads them."""
+def _tabs(findings: pd.DataFrame, store: _Store) -> list[dict[str, Any]]:
+    """Return the issues that have findings, in the order of HEADINGS, as page.html reads them.
+
+    Paths are numbers.
+    """
+    label_of = dict(zip(findings["path"], findings["label"], strict=True))
     packed: dict[str, list[list[Any]]] = {issue: [] for issue in HEADINGS}
-    for row in rows:
-        packed[row.issue].append(_packed(row, store))
+    for row in findings.itertuples(index=False):
+        own = store.number(row.path)
+        related = row.related.split("|") if row.related else []
+        shown = [
+            [store.number(each), label_of.get(each) or _implied_label(row.issue, row.label)]
+            for each in related[:MAX_RELATED]
+        ]
+        # Compared with the slider as it is shown: three digits.
+        score, more = round(row.score, 3), len(related) - len(shown)
+        packed[row.issue].append(
+            [own, row.label, score, shown, more, row.suggestion, row.looks_like]
+        )
     return [
         {"name": issue, "title": heading, "help": explanation, "findings": packed[issue]}
         for issue, (heading, explanation) in HEADINGS.items()
         if packed[issue]
-    ]
-
-
-def _packed(row: _Finding, store: _Store) -> list[Any]:
-    """Return a finding as page.html reads it; paths are numbers."""
-    shown = list(zip(row.related, row.related_labels, strict=True))[:MAX_RELATED]
-    return [
-        store.number(row.path),
-        row.label,
-        # Compared with the slider as it is shown: three digits.
-        round(row.score, 3),
-        [[store.number(other), label] for other, label in shown],
-        len(row.related) - len(shown),
-        row.suggestion,
-        row.looks_like,
     ]

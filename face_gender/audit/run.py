@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from face_gender import CLASSES
-from face_gender.audit.findings import COLUMNS, ISSUES, clean
+from face_gender.audit.findings import COLUMNS, clean
 from face_gender.audit.inputs import AuditInput, Index, open_input
 from face_gender.audit.judge import Judge, Judgement
-from face_gender.audit.page import write_page
+from face_gender.audit.page import HEADINGS, write_page
 from face_gender.audit.stages import Stages
 from face_gender.classify.page import thumbnail
 from face_gender.console import progress_bar
@@ -59,7 +59,7 @@ class AuditReport:
     def counts(self) -> pd.DataFrame:
         """Return the number of findings by issue (rows) and label."""
         counts = pd.crosstab(self.findings["issue"], self.findings["label"])
-        present = [issue for issue in ISSUES if issue in counts.index]
+        present = [issue for issue in HEADINGS if issue in counts.index]
         return counts.reindex(index=present, columns=list(CLASSES), fill_value=0)
 
     def summary(self) -> str:

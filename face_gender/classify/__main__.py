@@ -79,6 +79,8 @@ def run(options: argparse.Namespace, name: str) -> int:
     try:
         classifier = load(options, source, names, begun)
     except KeyboardInterrupt as error:  # while an 8-bit graph was written
+        if options.resume:
+            raise
         print_stderr(f"{name}: interrupted, nothing was written.")
         return exit_code(error)
     outcome = classify_folder(options, classifier, source, names, partial)
@@ -134,7 +136,6 @@ def classify_folder(
     """Classify with a progress bar, keeping each prediction in ``partial`` as it comes."""
     from face_gender.classify.classifier import choose_load, classify, origin
     from face_gender.classify.results import Skipped
-    from face_gender.data.decoders import load_decoders
 
     load = choose_load(classifier, len(names), options.batch_size, options.workers)
     announce(options, classifier, load)
@@ -145,7 +146,6 @@ def classify_folder(
     if options.resume and not options.quiet:
         found = f"{len(known)} predictions" if known else "nothing to resume"
         print_stderr(f"{partial}: {found}")
-    load_decoders(len(names) - len(known), load[1])
 
     def classified(rest: Iterator[str]) -> Generator[Result, None, None]:
         return with_crops(options, classify(classifier, source, rest, *load))
@@ -228,18 +228,9 @@ def report(
     if not predictions:
         given = ", ".join(str(path) for path in options.pictures[:3])
         raise InputError(f"{given}: no picture can be read, for the reasons above: give others.")
-    form, threshold, weights = options.format, options.threshold, options.weights.name
+    how = options.format, options.threshold, options.weights.name, left, options.faces == "all"
     try:
-        write_results(
-            options.output,
-            results,
-            classifier.checkpoint,
-            form,
-            threshold,
-            weights,
-            left,
-            options.faces == "all",
-        )
+        write_results(options.output, results, classifier.checkpoint, *how)
     except InputError as error:
         kept = f"{partial} keeps the predictions for --resume"
         raise InputError(f"{str(error)[:-1]}; {kept}.") from error

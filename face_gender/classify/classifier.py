@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from face_gender.classify.engines import MARGIN, Engine, OpenVino
 from face_gender.classify.results import Box, Prediction, Result, Skipped, around, scaled
-from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, decode_pixels, full_side, read_bytes
 from face_gender.data.preprocessing import stack
 from face_gender.data.sources import Reader
@@ -321,12 +320,10 @@ def classify(
 
     ``source`` None: the names are paths. ``workers`` threads (one for each processor by default)
     take a batch each and both read it and, on a CPU, run the net on it, each on one core: nobody
-    waits for anybody. A few batches for each are in memory, however many names there are. Of names
-    that cannot be counted, call `decoders.load_decoders` before, where they are many.
+    waits for anybody. A few batches for each are in memory, however many names there are.
     """
     count = len(names) if isinstance(names, Sized) else None
     batch_size, workers = choose_load(classifier, count, batch_size, workers)
-    load_decoders(count or 0, workers)
     remaining = iter(names)
     with threads_on_one_core_each(workers, leave_running=True) as pool:
         waiting: deque[Future[list[Result]]] = deque()

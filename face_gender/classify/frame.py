@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,8 +62,6 @@ def classify_frame(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold is a number from 0 to 1, not {threshold}.")
     if isinstance(pictures, str | os.PathLike):
-        if not os.fspath(pictures):
-            raise InputError("the path is empty: give that of a folder, of a .zip or of a picture.")
         source, names = find_images(pictures, recursive)
         results = _classify(classifier, source, names, load, progress)
         results += [Skipped(*each) for each in source.unlisted]
@@ -71,10 +70,10 @@ def classify_frame(
         isinstance(pictures, np.ndarray) and pictures.ndim in (2, 3)
     ):
         pictures = [pictures]
-    listed = _Listed(pictures, recursive)
-    places = [str(place) for place in range(len(listed.names))]
-    results = _classify(classifier, listed, places, load, progress)
-    return _table(results, listed.names, classifier, threshold)
+    listed = [each for i, one in enumerate(pictures) for each in _readers(one, i, recursive)]
+    reader = SimpleNamespace(read=lambda place: listed[int(place)][1]())  # by its place in the list
+    results = _classify(classifier, reader, list(map(str, range(len(listed)))), load, progress)
+    return _table(results, [name for name, _ in listed], classifier, threshold)
 
 
 def _classify(
@@ -113,22 +112,6 @@ def _table(
     return table.astype(dict.fromkeys(["confidence", *classes], float))
 
 
-class _Listed:
-    """The pictures of a list, read by their place in it; ``names`` are for the user."""
-
-    def __init__(self, pictures: Iterable[Picture], recursive: bool) -> None:
-        self.names: list[str] = []
-        self._reads: list[Callable[[], bytes]] = []
-        for place, picture in enumerate(pictures):
-            for name, read in _readers(picture, place, recursive):
-                self.names.append(name)
-                self._reads.append(read)
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a picture. Raises OSError, UnreadableImage for what is not listed."""
-        return self._reads[int(name)]()
-
-
 def _readers(
     picture: Picture, place: int, recursive: bool
 ) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -139,7 +122,7 @@ def _readers(
     if isinstance(picture, str | os.PathLike):
         path = Path(picture)
         if path.is_dir() or path.suffix.lower() == ".zip":
-            source, names = find_images(path, recursive)
+            source, names = find_images(picture, recursive)
             yield from ((f"{path}/{name}", partial(source.read, name)) for name in names)
             for name, reason in source.unlisted:
                 yield f"{path}/{name}", partial(_refuse, name, reason)

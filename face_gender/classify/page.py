@@ -75,10 +75,13 @@ def write_page(
     given = list(predictions)
     order = sorted(range(len(given)), key=lambda i: (given[i].confidence, given[i].name))
     ordered = [given[i] for i in order]
-    faces = _by_name(ordered, order)
+    # Of each picture, the places of its faces as they were given, as a CSV has them.
+    faces: dict[str, list[int]] = {each.name: [] for each in ordered}
+    for place in np.argsort(order).tolist():
+        faces[ordered[place].name].append(place)
     thumbnails = _Thumbnails()
     why = _explained(ordered, explanations or {}, thumbnails)
-    embedded = _embed(faces, source, thumbnails, thumbnails_limit, workers, progress)
+    embedded = _embed(ordered, faces, source, thumbnails, thumbnails_limit, workers, progress)
     data = {
         **_entries(ordered, faces, threshold),
         **embedded,
@@ -156,23 +159,8 @@ class _Thumbnails:
             yield b"</script>\n"
 
 
-class _Face(NamedTuple):
-    """A prediction's place in the order of the page, and its box."""
-
-    place: int
-    box: Box | None
-
-
-def _by_name(ordered: Sequence[Prediction], given: Sequence[int]) -> dict[str, list[_Face]]:
-    """Return the faces of each picture, in the order in which they were given."""
-    found: dict[str, list[_Face]] = {each.name: [] for each in ordered}
-    for place in sorted(range(len(ordered)), key=given.__getitem__):
-        found[ordered[place].name].append(_Face(place, ordered[place].box))
-    return found
-
-
 def _entries(
-    ordered: Sequence[Prediction], faces: Mapping[str, Sequence[_Face]], threshold: float
+    ordered: Sequence[Prediction], faces: Mapping[str, Sequence[int]], threshold: float
 ) -> dict[str, Any]:
     """Return the predictions as page.js reads them: a list for each of their properties."""
     number = {name: i for i, name in enumerate(faces)}
@@ -184,7 +172,7 @@ def _entries(
         "label": [each.scores.index(each.confidence) for each in ordered],
         "confidence": [round(each.confidence, 4) for each in ordered],
     }
-    boxes = {face.place: face.box for own in faces.values() for face in own if face.box}
+    boxes = {place: each.box for place, each in enumerate(ordered) if each.box}
     several = [own for own in faces.values() if len(own) > 1]
     return {
         **entries,
@@ -192,7 +180,7 @@ def _entries(
         "hash": hashlib.sha256(as_json(entries)).hexdigest()[:32],
         "uncertain": sum(each.confidence < threshold for each in ordered),
         "threshold": threshold,
-        "face": {face.place: number for own in several for number, face in enumerate(own)},
+        "face": {place: number for own in several for number, place in enumerate(own)},
         "box": {place: [round(float(side), 1) for side in box] for place, box in boxes.items()},
     }
 
@@ -209,7 +197,8 @@ class _Shots(NamedTuple):
 
 
 def _embed(
-    faces: Mapping[str, Sequence[_Face]],
+    ordered: Sequence[Prediction],
+    faces: Mapping[str, Sequence[int]],
     source: Source,
     thumbnails: _Thumbnails,
     limit: int,
@@ -217,12 +206,12 @@ def _embed(
     progress: Callable[[int], object] | None,
 ) -> dict[str, Any]:
     """Read pictures in order until their thumbnails fill the limit; return their numbers."""
-    thumb = [-1] * sum(map(len, faces.values()))
+    thumb = [-1] * len(ordered)
     photo: dict[int, int] = {}
     sizes: dict[int, tuple[int, int]] = {}
 
-    def read(item: tuple[str, Sequence[_Face]]) -> _Shots | None:
-        return _shoot(source, item[0], [face.box for face in item[1]])
+    def read(item: tuple[str, Sequence[int]]) -> _Shots | None:
+        return _shoot(source, item[0], [ordered[place].box for place in item[1]])
 
     remaining = iter(enumerate(faces.items()))
     with ThreadPoolExecutor(min(workers or cpu_count(), _CHUNK)) as pool:
@@ -230,14 +219,14 @@ def _embed(
             shots = pool.map(read, [item for _, item in chunk])
             for (i, (_, own)), shot in zip(chunk, shots, strict=True):
                 if shot is not None and thumbnails.size < limit:
-                    for face, jpeg in zip(own, shot.faces, strict=True):
-                        thumb[face.place] = thumbnails.add(jpeg)
+                    for place, jpeg in zip(own, shot.faces, strict=True):
+                        thumb[place] = thumbnails.add(jpeg)
                     sizes[i] = shot.size
                     if shot.photo:
                         photo[i] = thumbnails.add(shot.photo)
                 if progress:
                     progress(1)
-    boxed = {i for i, own in enumerate(faces.values()) if own[0].box}
+    boxed = {i for i, own in enumerate(faces.values()) if ordered[own[0]].box}
     return {"thumb": thumb, "photo": photo, "size": {i: sizes[i] for i in sizes.keys() & boxed}}
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from face_gender.data.augmentation import Augmentation, sample_uniforms
-from face_gender.data.decoders import load_decoders
 from face_gender.data.images import UnreadableImage, UnreadFile, load_image, load_pixels
 from face_gender.data.index import Index
 from face_gender.data.landmarks import coordinates_of, face_in
@@ -312,7 +311,6 @@ def make_loader(
     """
     if batch_size < 1:
         raise InputError(f"batch_size is a whole number above 0, not {batch_size}.")
-    load_decoders()
     threads = threads or cpu_count()
     on_gpu = torch.device(device).type != "cpu"
     if workers is None:
@@ -324,16 +322,11 @@ def make_loader(
         batch_sampler=EpochSampler(len(dataset), batch_size, shuffle, seed, rank, world_size),
         collate_fn=partial(collate, size=(size.height, size.width)),
         num_workers=workers,
-        worker_init_fn=_prepare_worker,
         persistent_workers=workers > 0,
         pin_memory=torch.device(device).type == "cuda",
         # Else an epoch would draw from the global generator, which dropout draws from too.
         generator=torch.Generator().manual_seed(seed % 2**63),
     )
-
-
-def _prepare_worker(_: int) -> None:
-    load_decoders()  # which a worker that is forked has already
 
 
 def collate(samples: Sequence[Sample], size: tuple[int, int]) -> Batch:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import struct
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from face_gender.data import bmp, jpeg, png, tiff
-from face_gender.data.decoders import jpeg_decoder, load_decoder
 from face_gender.data.memory import reserve
 from face_gender.data.modes import to_rgb, without_empty_alpha
 from face_gender.data.plugins import missing_plugin
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
 
 # No picture is returned larger. A JPEG is decoded at a half where it is, others are reduced.
 MAX_PIXELS = 89_478_485
@@ -49,8 +48,6 @@ _PILLOW_COST, _LIBJPEG_COST, _PROGRESSIVE_COST = 12, 4, 6
 
 # The formats of photographs; Pillow knows more, one of which (EPS) starts a program.
 _FORMATS = ("BMP", "DIB", "GIF", "WEBP", "PPM", "AVIF", "HEIF", "JXL")
-_RGB = 3  # torchvision.io.ImageReadMode.RGB
-_UNCHANGED = 0
 
 # Where a JPEG's scans are cut off, libjpeg makes pixels of this grey; CMYK may round it down.
 _FILL = ({127}, {128})
@@ -61,6 +58,10 @@ _PADS = tuple(
     for start, noise in ((0xAA, range(1, 99)), (0x55, range(99, 0, -1)))
 )
 _TRUNCATED = "truncated: {} % of its rows are there"
+_BOMB = (
+    f"decompression bomb: over {_MOST_ANNOUNCED:,} pixels, {MAX_SIDE:,} on a side, or more pixels "
+    "or scans than so small a file holds"
+)
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,8 +117,7 @@ def load_pixels(
 ) -> Tensor:
     """Read one picture as `load_image` does, as uint8 (3, H, W) with channels last in memory.
 
-    The values are those of `load_image`. After `decoders.load_decoders`, most JPEG files are
-    decoded without Pillow, in half the time.
+    The values are those of `load_image`. Most JPEG files are decoded by OpenCV, in half the time.
     """
     name = os.fspath(path)
     return decode_pixels(read_bytes(name, source), name, at_least)
@@ -138,16 +138,32 @@ def decode_pixels(data: bytes, name: str, at_least: int | None = None) -> Tensor
     """
     import torch  # here: making an index needs none
 
-    libjpeg = jpeg_decoder()
-    cost = _libjpeg_cost(data, at_least) if libjpeg else None
-    if libjpeg and cost is not None:
-        # What libjpeg refuses, Pillow may still read, and if not, it says why.
-        with suppress(RuntimeError), reserve(cost):
-            pixels: Tensor = libjpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB)
-            if {*pixels[:, -1, -1].tolist()} not in _FILL:
+    pixels = _by_opencv(data, at_least)
+    if pixels is None:  # what it refuses, Pillow may still read, and if not, it says why
+        pixels = np.array(decode_image(data, name, at_least))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@functools.cache
+def _opencv() -> Any:
+    """Return OpenCV, None where it is missing or older than 4.11: Pillow decodes the same."""
+    with suppress(Exception):  # of several versions on top of each other, anything
+        import cv2
+
+        return cv2 if hasattr(cv2, "IMREAD_COLOR_RGB") else None
+    return None
+
+
+def _by_opencv(data: bytes, at_least: int | None) -> npt.NDArray[np.uint8] | None:
+    """Return the pixels (H, W, 3) of a JPEG that OpenCV decodes as `decode_image` does, or None."""
+    cost = _libjpeg_cost(data, at_least)
+    if cost is not None and (cv2 := _opencv()):
+        how = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        with suppress(cv2.error), reserve(cost):
+            pixels: npt.NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(data, np.uint8), how)
+            if pixels is not None and {*pixels[-1, -1].tolist()} not in _FILL:
                 return pixels
-    image = decode_image(data, name, at_least)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return None
 
 
 def _libjpeg_cost(data: bytes, at_least: int | None) -> int | None:
@@ -165,16 +181,18 @@ def _libjpeg_cost(data: bytes, at_least: int | None) -> int | None:
         return None
     if is_bomb(header.width, header.height, data) or _scale(header, at_least) != 1:
         return None
-    return _cost(header, 1, _LIBJPEG_COST) if jpeg.find_end(data, header)[1] else None
+    end, is_whole = jpeg.find_end(data, header)
+    is_whole &= data.startswith(jpeg.END, end)  # else libjpeg goes on where `decode_image` ends
+    if not header.is_progressive and data.count(b"\xff\xda", header.scans, end) > 1:
+        return None  # OpenCV says nothing of what is wrong behind the last row
+    return _cost(header, 1, _LIBJPEG_COST) if is_whole else None
 
 
 def _scale(header: jpeg.Header, at_least: int | None) -> int:
     """Return by what to divide a JPEG's size: 1, 2, 4 or 8."""
     pixels, shorter = header.width * header.height, min(header.width, header.height)
-    scale = 1
-    while scale < 8 and (
-        pixels > MAX_PIXELS * scale**2 or (at_least and shorter >= 2 * scale * at_least)
-    ):
+    least, scale = 2 * (at_least or shorter + 1), 1
+    while scale < 8 and (pixels > MAX_PIXELS * scale**2 or shorter >= scale * least):
         scale *= 2
     return scale
 
@@ -202,8 +220,7 @@ def is_bomb(width: int, height: int, data: bytes) -> bool:
         return True
     if not data.startswith(jpeg.SIGNATURE):
         return pixels > MAX_PIXELS and pixels > _MOST_PIXELS_PER_BYTE * len(data)
-    # Only where it matters: among the pixels themselves, this marker cannot stand.
-    most = _MOST_SCANNED // max(1, pixels)
+    most = _MOST_SCANNED // max(1, pixels)  # among the pixels, this marker cannot stand
     return len(data) > 10 * most and data.count(b"\xff\xda") > most
 
 
@@ -219,11 +236,7 @@ def decode_image(data: bytes, name: str, at_least: int | None = None) -> Image.I
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "not an image, or of a format that is not known") from error
     except Image.DecompressionBombError as error:
-        reason = (
-            f"decompression bomb: over {_MOST_ANNOUNCED:,} pixels, {MAX_SIDE:,} on a side, or more "
-            "pixels or scans than so small a file holds"
-        )
-        raise UnreadableImage(name, reason) from error
+        raise UnreadableImage(name, _BOMB) from error
     except NotDecoded as error:
         raise UnreadableImage(name, str(error)) from error
     except struct.error as error:
@@ -299,7 +312,8 @@ def _decode_jpeg(data: bytes, at_least: int | None) -> Image.Image:
     scale = _scale(header, at_least)
     with reserve(_cost(header, scale, _PILLOW_COST)):
         image = _draft(scans + jpeg.END, scale)
-        if not is_whole or _ends_in_fill(image):
+        last = image.crop((image.width - 1, image.height - 1, *image.size)).tobytes()
+        if not is_whole or {*last} in _FILL:
             _check_rows(image, scans, scale)
         return _finished(image, header.orientation)
 
@@ -324,11 +338,6 @@ def _draft(data: bytes, scale: int) -> Image.Image:
         return image
 
 
-def _ends_in_fill(image: Image.Image) -> bool:
-    last = image.getpixel((image.width - 1, image.height - 1))
-    return {*(last if isinstance(last, tuple) else (last,))} in _FILL
-
-
 def _decode_png(data: bytes) -> Image.Image:
     chunks = png.read_chunks(data)
     if chunks is None:
@@ -351,13 +360,12 @@ def _is_transparent(image: Image.Image, chunks: png.Png) -> npt.NDArray[np.bool_
         key = key * 255 // top
         values = values * np.uint8(255) if image.mode == "1" else values
     elif image.mode == "RGB":  # Pillow has dropped half of the bits
-        import torch
-
-        libpng = load_decoder("decode_png")
-        if libpng is None:
+        if not (cv2 := _opencv()):
             raise NotDecoded("PNG of 48 bits with a transparent colour: save it with 8 bits each")
-        encoded = torch.frombuffer(bytearray(chunks.data), dtype=torch.uint8)
-        values = libpng(encoded, _UNCHANGED).permute(1, 2, 0).numpy()[..., :3]
+        how = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+        values = cv2.imdecode(np.frombuffer(png.with_end(chunks.data), np.uint8), how)
+        if values is None:
+            raise NotDecoded("damaged: a PNG of 48 bits whose pixels or checksums are wrong")
     return np.all(values.reshape(*values.shape[:2], -1) == key, axis=2)
 
 

@@ -16,7 +16,7 @@ from face_gender.data.sources import Source
 from face_gender.errors import UnreadablePictureWarning, printable
 from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
 from face_gender.files import cpu_count
-from face_gender.threads import threads_on_one_core_each
+from face_gender.threads import map_in_order, threads_on_one_core_each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +53,8 @@ def find_landmarks(source: Source, names: Sequence[str], progress: bool = True) 
 
     rows = []
     bar = progress_bar(len(names), "faces", shown=progress)
-    with threads_on_one_core_each(cpu_count()) as pool, bar:
-        for row in pool.map(find, names):
+    with threads_on_one_core_each(cpu_count(), leave_running=True) as pool, bar:
+        for row in map_in_order(pool, find, names):
             rows.append(row)
             bar.update()
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=np.float64)

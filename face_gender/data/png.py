@@ -12,6 +12,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PALETTE = 3
 _TRANSPARENT_COLOUR = {0: 1, 2: 3}  # colour type -> samples: a colour that is transparent
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Png(NamedTuple):
@@ -60,6 +61,12 @@ def read_chunks(data: bytes) -> Png | None:
                 transparent = struct.unpack_from(f">{samples}H", body)
         at = end
     return Png(depth, transparent, orientation, bytes(kept))
+
+
+def with_end(chunks: bytes) -> bytes:
+    """Return chunks with a whole last one, without which OpenCV reads nothing."""
+    before, found, _ = chunks.rpartition(b"IEND")
+    return (before[:-4] if found else chunks) + _END
 
 
 def _is_sound(data: bytes, at: int, end: int) -> bool:

@@ -245,7 +245,10 @@ def find_images(
     ``paths``: a folder, a .zip archive or a picture, or several of these. Raises InputError where
     one is missing or has none.
     """
-    given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not all(map(os.fspath, listed)):  # which a Path would take for the working directory
+        raise InputError("a path is empty: give that of a folder, of a .zip or of a picture.")
+    given = [Path(each) for each in listed]
     if missing := [path for path in given if not os.path.lexists(path)]:
         raise InputError(
             f"{missing[0]} does not exist: give the path of a folder, of a .zip archive or of "

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from face_gender.data.base_source import without_resume
-from face_gender.data.sources import FolderSource, Source
+from face_gender.data.sources import Source
 from face_gender.errors import InputError, UnreadablePictureWarning, printable
-from face_gender.files import check_output, make_folder, sha256_of, write_atomically
+from face_gender.files import check_output, is_same_file, make_folder, sha256_of, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,13 +160,12 @@ def _check_folder(options: argparse.Namespace, index: Index) -> None:
     source = index.source
     for name in _TABLES:
         check_output(options.output / name, [options.index, options.weights, source.path])
-    figures = [name for name in (*_FIGURES, _ROBUSTNESS) if (options.output / name).exists()]
-    if isinstance(source, FolderSource):
-        for path in index.table["path"]:
-            if path.rsplit("/", 1)[-1] in figures and (source.path / path).exists():
-                own = options.output / path.rsplit("/", 1)[-1]
-                if own.samefile(source.path / path):
-                    raise InputError(f"{own} is a picture of the index: name another --output.")
+    figures = {*_FIGURES, _ROBUSTNESS}
+    for path in index.table["path"]:
+        name = path.rsplit("/", 1)[-1]
+        if name in figures and is_same_file(options.output / name, source.path / path):
+            own = options.output / name
+            raise InputError(f"{own} is a picture of the index: name another --output.")
 
 
 def _evaluate(

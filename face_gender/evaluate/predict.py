@@ -117,10 +117,6 @@ def _position(classes: tuple[str, ...], wanted: str, name: str) -> int:
     return classes.index(wanted)
 
 
-def _alone(value: Any) -> list[Any]:
-    return [value]
-
-
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -133,7 +129,7 @@ def predict(
     flip: bool = False,
     changes: Sequence[Change | None] = (None,),
     progress: bool = False,
-    gather: Callable[[Any], list[Any]] = _alone,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> list[Evaluation]:
     """Return what a net predicts of every picture of a loader, once for each of ``changes``.
 

@@ -100,15 +100,14 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
     # A build of torch can come without, as ROCm's for Windows.
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return World(), pick_device(device)
-    names = ("rank", "world_size", "local_rank", "local_world_size")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     try:
-        number = {name: int(os.environ[name.upper()]) for name in names}
+        rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
     except (KeyError, ValueError) as error:
         raise InputError(
             f"RANK and the like are not as torchrun sets them ({error}): start with torchrun."
         ) from error
-    size, local_size = number["world_size"], number["local_world_size"]
-    world = World(number["rank"], size, number["local_rank"], local_size, _job())
+    world = World(rank, size, local_rank, local_size, _job())
     chosen = pick_device(device)
     if size == 1:
         return world, chosen

@@ -25,8 +25,8 @@ from face_gender.model.checkpoint import Checkpoint, hash64
 from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train.distributed import join
 from face_gender.train.optim import build_for
-from face_gender.train.run_folder import RunFolder, TrainingState, ends
-from face_gender.train.step import BestEpoch, Step
+from face_gender.train.run_folder import RunFolder, TrainingState, best_epoch, ends
+from face_gender.train.step import Step
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Run:
         keep_freed_memory()
         self.seed = seed = operator.index(seed)  # of NumPy's integers too
         wanted = get_recipe(recipe) if isinstance(recipe, str) else recipe
-        self.index_hash = _hash_of_rows(index, wanted)
+        self.index_hash = _hash_of_rows(index)
         self.folder = RunFolder(out, wanted.name)
         self.world, self.device = join(device)
         self.progress = progress and self.world.is_main
@@ -105,7 +105,6 @@ class Run:
         if self.step.smallest > 1:
             self.train_loader.batch_sampler.smallest = self.step.smallest * self.world.size
         self.step.plan(len(self.train_loader))
-        self.best = BestEpoch(self.recipe.best_by)
         self.history: list[dict[str, Any]] = []
         if found:
             self._go_on(found[1])
@@ -152,7 +151,7 @@ class Run:
     def _go_on(self, state: TrainingState) -> None:
         """Be what the run was at the end of its last complete epoch."""
         try:
-            self.step.load_state_dict(state.to_dict())
+            self.step.load_state_dict(vars(state))
             for loader, excluded in zip(self._loaders, state.excluded, strict=True):
                 loader.batch_sampler.excluded.update(excluded)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -160,10 +159,9 @@ class Run:
                 f"{self.folder.last} does not fit its own recipe, it is damaged: start a new run "
                 "without --resume (resume=True)."
             ) from error
-        self.best = BestEpoch(self.recipe.best_by, state.best, state.best_epoch, state.waited)
         self.history = list(state.history)
         if self.world.is_main and self.epochs:
-            self.folder.go_on(self.best.epoch)
+            self.folder.go_on(best_epoch(self.recipe, self.history))
         self.say(f"{self.folder.last}: {self.epochs} of {self.recipe.epochs} epochs are complete")
 
     def _warn_of_seen(self, seen: Tensor, index: Index) -> None:
@@ -201,7 +199,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether all epochs are, or the recipe's patience is at its end."""
-        return ends(self.recipe, self.epochs, self.best.waited)
+        return ends(self.recipe, self.history)
 
     def seed_epoch(self) -> None:
         """Let what the net draws (dropout) hang on seed, epoch and process alone."""
@@ -216,6 +214,7 @@ class Run:
         self, train_loss: float, validation: Evaluation, started: float, images_per_second: float
     ) -> EpochReport:
         """Write the epoch's files and return its figures; ``started`` by time.perf_counter()."""
+        figures = {"val_loss": validation.loss, "val_accuracy": validation.accuracy}
         report = EpochReport(
             epoch=self.epochs,
             train_loss=train_loss,
@@ -224,7 +223,7 @@ class Run:
             val_recall=validation.recall,
             seconds=time.perf_counter() - started,
             images_per_second=images_per_second,
-            is_best=self.best.update(self.epochs, validation.accuracy, validation.loss),
+            is_best=best_epoch(self.recipe, [*self.history, figures]) == self.epochs,
             checkpoint=self.folder.checkpoint(self.epochs),
         )
         self.history.append({
@@ -261,9 +260,6 @@ class Run:
             seed=self.seed,
             job=self.world.job,
             excluded=(train, val),
-            best=self.best.score,
-            best_epoch=self.best.epoch,
-            waited=self.best.waited,
             history=self.history,
             **self.step.state_dict(),
         )
@@ -274,21 +270,12 @@ def _hashes(rows: Index) -> Tensor:
     return hash64(each for each in rows.hashes() if each)
 
 
-def _hash_of_rows(index: Index, recipe: Recipe) -> str:
-    """Return a hash of the pictures and labels to train and to choose on, in their order.
-
-    With a teacher's probabilities, if the recipe asks for them.
-    """
+def _hash_of_rows(index: Index) -> str:
+    """Return a hash of the rows to train and to choose on, a teacher's probabilities included."""
     table = index.table
     used = table[table["split"].isin(["train", "val"])] if "split" in table else table
     digest = hashlib.sha256()
-    for column in (
-        "path",
-        "label",
-        "split",
-        "sha256",
-        *(["teacher"] if recipe.distillation else []),
-    ):
+    for column in ("path", "label", "split", "sha256", "teacher"):
         if column in used:
             text = "\n".join(map(str, used[column]))
             digest.update(text.encode("utf-8", "surrogateescape"))

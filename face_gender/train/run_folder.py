@@ -30,9 +30,8 @@ class TrainingState:
     ``optimizer``, ``schedule`` (None for a constant rate) and ``scaler``: their state_dicts;
     ``trained``: the weights that are trained, where those of the checkpoint are their average,
     and ``averaged``: how many steps are in it; ``micro_batches``: into how many each batch is cut;
-    ``excluded``: positions of pictures that could not be read, in train and in val; ``best`` and
-    ``best_epoch``: the best epoch's score and number, None before the first; ``waited``: epochs
-    since; ``history``: a row of figures for each epoch.
+    ``excluded``: positions of pictures that could not be read, in train and in val; ``history``: a
+    row of figures for each epoch.
     """
 
     index: str
@@ -45,35 +44,46 @@ class TrainingState:
     averaged: int
     micro_batches: int
     excluded: tuple[list[int], list[int]]
-    best: tuple[float, float] | None
-    best_epoch: int
-    waited: int
     history: list[dict[str, Any]]
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs are complete."""
-        return len(self.history)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data and tensors."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
     def from_dict(cls, values: object, path: Path) -> TrainingState:
-        """Rebuild what `to_dict` made. Raises InputError, naming the file, for all else."""
+        """Rebuild a state of its ``vars``. Raises InputError, naming the file, for all else."""
         names = {each.name for each in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != names:
+        if (
+            not isinstance(values, dict)
+            or not names <= values.keys()
+            or not _is_history(values["history"])
+        ):
             raise InputError(
                 f"{path} holds no training that could go on: start a new one, with it as --init "
                 "where its weights are wanted."
             )
-        return cls(**values)
+        return cls(**{name: values[name] for name in names})
 
 
-def ends(recipe: Recipe, epochs: int, waited: int) -> bool:
-    """Tell whether a run is complete after so many epochs, ``waited`` of them without a better."""
-    return epochs >= recipe.epochs or waited >= (recipe.patience or math.inf)
+def _is_history(rows: object) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and all(isinstance(row.get(name), float) for name in ("val_loss", "val_accuracy"))
+        for row in rows
+    )
+
+
+def best_epoch(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> int:
+    """Return the first of the best epochs by the recipe's ``best_by``, of equals by the other."""
+
+    def score(epoch: int) -> tuple[float, float]:
+        loss, accuracy = -history[epoch]["val_loss"], history[epoch]["val_accuracy"]
+        return (loss, accuracy) if recipe.best_by == "val_loss" else (accuracy, loss)
+
+    return max(range(len(history)), key=score, default=0)
+
+
+def ends(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a run is complete, or has gone on as long without a better epoch as it may."""
+    waited = len(history) - 1 - best_epoch(recipe, history)
+    return len(history) >= recipe.epochs or waited >= (recipe.patience or math.inf)
 
 
 class RunFolder:
@@ -130,9 +140,7 @@ class RunFolder:
                 found = self.load() if job else None
                 if found and found[1].job == job:
                     self._check_resumable(*found, index, seed, recipe)
-                    checkpoint, state = found
-                    complete = ends(checkpoint.recipe, state.epochs, state.waited)
-                    return None if complete else found
+                    return None if ends(found[0].recipe, found[1].history) else found
             return None
         found = self.load()
         if found:
@@ -173,7 +181,7 @@ class RunFolder:
                 for file in reversed(earlier):
                     file.rename(aside / file.name)
             self._keep_foreign_best()
-        checkpoint.save(self.last, training=state.to_dict())
+        checkpoint.save(self.last, training=vars(state))
 
     def go_on(self, best_epoch: int) -> None:
         """Let best.pth be what it was at the end of the last complete epoch."""
@@ -187,14 +195,14 @@ class RunFolder:
     def write(self, checkpoint: Checkpoint, state: TrainingState, is_best: bool) -> None:
         """Write what an epoch leaves, last.pth at the end. Raises InputError."""
         self._check_own()
-        path = self.checkpoint(state.epochs - 1)
+        path = self.checkpoint(len(state.history) - 1)
         checkpoint.save(path)
         if is_best:
             copy_atomically(path, self.path / "best.pth")
             copy_atomically(path, self.out / "best.pth")
         self._written = written = _csv(state.history)
         write_atomically(self._history, lambda file: file.write(written))
-        checkpoint.save(self.last, training=state.to_dict())
+        checkpoint.save(self.last, training=vars(state))
 
     @contextmanager
     def _writable(self) -> Iterator[None]:

@@ -1,9 +1,8 @@
-"""One step of the optimiser with all that it may need, and which epoch is the best so far."""
+"""One step of the optimiser with all that it may need."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -155,26 +154,3 @@ def average_of(model: nn.Module, decay: float) -> AveragedModel:
     ema_model = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
     ema_model.update_parameters(model)  # the first update takes the weights as they are
     return ema_model
-
-
-@dataclass
-class BestEpoch:
-    """The best epoch by a recipe's ``best_by``: its score and number, None before the first.
-
-    ``waited``: how many epochs have passed since. Equals are told apart by the other figure.
-    """
-
-    best_by: str
-    score: tuple[float, float] | None = None
-    epoch: int = 0
-    waited: int = 0
-
-    def update(self, epoch: int, accuracy: float, loss: float) -> bool:
-        """Take an epoch's figures on the validation split; tell whether it is the best so far."""
-        score = (-loss, accuracy) if self.best_by == "val_loss" else (accuracy, -loss)
-        is_best = self.score is None or score > self.score
-        if is_best:
-            self.score, self.epoch, self.waited = score, epoch, 0
-        else:
-            self.waited += 1
-        return is_best
