@@ -298,8 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         for label in ("male", "female"):
-            # The same pictures, of which no two may be the same bytes: they would share a split.
-            generate(data / label, count // 2, side, quality=90 + len(label))
+            generate(data / label, count // 2, side)
         index = Index.create(data, landmarks=False, progress=False)
         names = sorted(str(path) for path in data.glob("*/*.jpg"))
         work = Work(index, names, Path(folder), options.device, options.short)

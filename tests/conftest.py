@@ -147,6 +147,24 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def interrupt_once_begun(
+    program: str, *arguments: str | Path
+) -> subprocess.CompletedProcess[bytes]:
+    """Run code in another Python, press Ctrl-C when it says "begun" on stderr; return its end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heed_ctrl_c,
+    ) as running:  # fmt: skip
+        try:
+            assert running.stderr is not None
+            assert any(b"begun" in line for line in running.stderr)
+            running.send_signal(signal.SIGINT)
+            out, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    return subprocess.CompletedProcess(running.args, running.returncode, out, said)
+
+
 def zip_of(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
     """Write an archive of members of any name."""
     with zipfile.ZipFile(path, "w", method) as out:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from conftest import (
     ROOT,
     draw_face,
-    heed_ctrl_c,
+    interrupt_once_begun,
     loaded_after,
     make_faces,
     make_zip,
@@ -232,19 +231,9 @@ def test_ctrl_c_ends_the_search_for_faces_at_once(few: Path) -> None:
         "runpy.run_path('data_split.py', run_name='__main__')\n"
     )
     before = snapshot(few)
-    running = subprocess.Popen(
-        [sys.executable, "-c", program, str(few)],
-        cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c,
-    )  # fmt: skip
-    try:
-        assert running.stderr is not None
-        assert any(b"begun" in line for line in running.stderr)
-        running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=60)
-    finally:
-        running.kill()
-    assert running.returncode == 130
-    lines = [line for line in said.splitlines() if line != b"begun"]
+    ended = interrupt_once_begun(program, few)
+    assert ended.returncode == 130
+    lines = [line for line in ended.stderr.splitlines() if line != b"begun"]
     assert lines == [b"data_split.py: interrupted, nothing was written."]
     assert snapshot(few) == before
 

@@ -6,8 +6,6 @@ import csv
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +17,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import (
-    ROOT,
     draw_face,
     gone_drive,
-    heed_ctrl_c,
+    interrupt_once_begun,
     make_checkpoint,
     make_faces,
     make_index,
@@ -479,22 +476,13 @@ def test_ctrl_c_in_the_middle_ends_the_command_at_once(place: Path) -> None:
         "predict.forward = forward\n"
         "runpy.run_module('face_gender.evaluate', run_name='__main__', alter_sys=True)\n"
     )
-    running = subprocess.Popen(
-        [sys.executable, "-c", program, str(place / "best.pth"),
-         str(place / "data" / "index.csv"), "--split", "all", "--allow-seen",
-         "--output", str(place / "out"), "--device", "cpu"],
-        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heed_ctrl_c,
-    )  # fmt: skip
-    try:
-        assert running.stderr is not None
-        assert any(b"begun" in line for line in running.stderr)
-        running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
-    finally:
-        running.kill()
-    assert running.returncode == 130
-    assert b"interrupted, nothing was written." in err and b"Traceback" not in err
-    assert out == b"" and list((place / "out").iterdir()) == []
+    options = ["--split", "all", "--allow-seen", "--output", place / "out", "--device", "cpu"]
+    given = [place / "best.pth", place / "data" / "index.csv", *options]
+    ended = interrupt_once_begun(program, *given)
+    assert ended.returncode == 130
+    assert b"interrupted, nothing was written." in ended.stderr
+    assert b"Traceback" not in ended.stderr
+    assert ended.stdout == b"" and list((place / "out").iterdir()) == []
 
 
 def test_landmarks_are_no_columns_to_slice_by() -> None:

@@ -312,7 +312,7 @@ def test_every_picture_is_decoded_and_hashed(
 ) -> None:
     if processes:
         in_processes(monkeypatch)
-        monkeypatch.setattr(hashing, "ThreadPoolExecutor", None)
+        monkeypatch.setattr(hashing, "threads_on_one_core_each", None)
     hashes, unreadable = check(make_zip(mixed, tmp_path / "a.zip") if in_archive else mixed)
     names = scan_data(mixed).names
     bad = ["female/text.jpg", "female/zero.png", "male/half.jpg"]
@@ -341,7 +341,7 @@ def test_spawned_workers_give_the_same(mixed: Path, tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('spawn')\n"
         "    hashing.PROCESSES_FROM, hashing.cpu_count = 1, lambda: 1\n"
-        "    hashing.ThreadPoolExecutor = None\n"  # in this process alone
+        "    hashing.threads_on_one_core_each = None\n"  # in this process alone
         "    found = scan.scan_data(Path(sys.argv[1]))\n"
         "    print(hashing.hash_and_check(found.source, found.names, progress=False))\n"
     )

@@ -8,8 +8,8 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from functools import partial
@@ -22,6 +22,7 @@ from face_gender.data.images import UnreadableImage, decode_image
 from face_gender.data.sources import Source
 from face_gender.errors import InputError
 from face_gender.files import cpu_count
+from face_gender.threads import map_in_order, threads_on_one_core_each
 
 SAMPLED = 64  # rows that tell whether an index was made of some data
 # Starting processes takes longer than decoding so few files.
@@ -72,19 +73,19 @@ def _check_all(source: Source, names: Sequence[str]) -> Generator[Checked, None,
         # No processes can be had where semaphores or memory are short; or one may be killed.
         with suppress(ImportError, OSError, BrokenProcessPool):
             pool = _process_pool(source, min(_MOST_PROCESSES, cpu_count()))
-            for each in _map(pool, _check_in_worker, names):
+            for each in _in_processes(pool, names):
                 done += 1
                 yield each
     if done < len(names):
-        threads = ThreadPoolExecutor(cpu_count())
-        yield from _map(threads, partial(check_picture, source), names[done:])
+        with threads_on_one_core_each(cpu_count()) as threads:
+            yield from map_in_order(threads, partial(check_picture, source), names[done:])
 
 
-def _map(
-    pool: Executor, check: Callable[[str], Checked], names: Sequence[str]
+def _in_processes(
+    pool: ProcessPoolExecutor, names: Sequence[str]
 ) -> Generator[Checked, None, None]:
     try:
-        yield from pool.map(check, names, chunksize=CHUNK)
+        yield from pool.map(_check_in_worker, names, chunksize=CHUNK)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -123,7 +124,7 @@ def _check_in_worker(name: str) -> Checked:
     return check_picture(_worker_source, name)
 
 
-def hashes_of(source: Source, names: Iterable[str]) -> list[str]:
+def hashes_of(source: Source, names: Sequence[str]) -> list[str]:
     """Return the sha256 of each name's bytes, "" for one that cannot be read."""
 
     def digest(name: str) -> str:
@@ -133,7 +134,7 @@ def hashes_of(source: Source, names: Iterable[str]) -> list[str]:
             return ""
 
     with ThreadPoolExecutor(min(32, cpu_count())) as pool:
-        return list(pool.map(digest, names))
+        return list(map_in_order(pool, digest, names))
 
 
 def row_hashes(table: pd.DataFrame, source: Source) -> list[str]:

@@ -14,6 +14,7 @@ from face_gender.data.sources import (
     ArchiveSource,
     FolderSource,
     Source,
+    is_archive,
     is_hidden,
     open_source,
     passed_over_in_words,
@@ -31,7 +32,6 @@ from face_gender.errors import InputError, excerpt, printable
 from face_gender.files import has_image_suffix
 
 SEARCHED = 1_000  # rows that tell whether an index belongs to some data
-_LIKE_A_LIST = (".tsv", ".txt", ".xls", ".xlsx", ".ods", ".json")
 _GIVE_LIST = "give a CSV of the paths and labels of pictures, beside these"
 
 
@@ -58,7 +58,7 @@ def scan_data(data: Path) -> Scan:
     """
     if data.suffix.lower() == ".csv" and data.is_file():
         return _scan_list(data)
-    if data.suffix.lower() in _LIKE_A_LIST and data.is_file():
+    if data.is_file() and not is_archive(data):
         raise InputError(f"{data} is neither a folder nor a .zip nor a .csv: give one of these.")
     source = open_source(data)
     found = _in_folder(source) if isinstance(source, FolderSource) else _in_archive(source)

@@ -215,6 +215,11 @@ class Reader(Protocol):
 Source = FolderSource | ArchiveSource | FileSource
 
 
+def is_archive(path: Path) -> bool:
+    """Tell whether a file is taken for a .zip archive: by its ending, or by its bytes."""
+    return path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)
+
+
 def open_source(path: str | os.PathLike[str]) -> FolderSource | ArchiveSource:
     """Open a folder or a .zip archive for reading. Raises InputError where it is neither."""
     path = Path(path)
@@ -223,7 +228,7 @@ def open_source(path: str | os.PathLike[str]) -> FolderSource | ArchiveSource:
     if not path.exists():
         raise InputError(f"{path} does not exist: give the path of a folder or of a .zip archive.")
     # A pipe or a device is not even opened: it may block for ever.
-    if not path.is_file() or (path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path)):
+    if not path.is_file() or not is_archive(path):
         raise InputError(f"{path} is neither a folder nor a .zip archive: give one of these.")
     return ArchiveSource(path)
 

@@ -27,9 +27,7 @@ def split_rows(table: pd.DataFrame, fractions: Sequence[float], seed: int) -> np
     to one of these. Raises InputError where a class has fewer units than splits.
     """
     labels, hashes = table["label"].tolist(), table["sha256"].tolist()
-    units = connected(
-        table["sha256"].tolist(), *([table["group"].tolist()] if "group" in table else [])
-    )
+    units = connected(hashes, *([table["group"].tolist()] if "group" in table else []))
     counts = [_count(labels, rows) for rows in units]
     keys = [_key(seed, min(hashes[row] for row in rows)) for rows in units]
     # Were one label dealt out before, a unit of both might be owed to two splits at once.
