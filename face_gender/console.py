@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from face_gender.errors import (
     InputError,
     UnreadablePictureWarning,
+    first_line,
     is_out_of_memory,
     printable,
 )
@@ -328,9 +329,9 @@ def run_command(
 ) -> int:
     """Call ``run`` and return the command's exit code; a failure is one sentence on stderr.
 
-    The code is what ``run`` returns (None: 0), 1 after an InputError or OSError, and after a
-    signal what `exit_code` returns. ``name`` opens the sentence, ``interrupted`` is what it says
-    after a signal.
+    The code is what ``run`` returns (None: 0), 1 after an InputError or OSError or where a package
+    or memory is missing, and after a signal what `exit_code` returns. ``name`` opens the sentence,
+    ``interrupted`` is what it says after a signal.
     """
     escape_unencodable()
     try:
@@ -338,10 +339,18 @@ def run_command(
     except (InputError, OSError) as error:
         print_stderr(f"{name}: {error_message(error)}")
         return 1
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except ImportError as error:
+        print_stderr(
+            f"{name}: {first_line(error)}: install what requirements.txt lists, in this Python."
+        )
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if "can't start new thread" in str(error):
+            print_stderr(f"{name}: the system allows no more threads: use fewer (--workers).")
+        elif isinstance(error, MemoryError) or is_out_of_memory(error):
+            print_stderr(f"{name}: memory is too small: end what else runs, or use another device.")
+        else:
             raise
-        print_stderr(f"{name}: memory is too small: end what else runs, or use another device.")
         return 1
     except KeyboardInterrupt as error:
         print_stderr(f"{name}: {interrupted}")

@@ -5,6 +5,7 @@ heavy is imported."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -29,10 +30,10 @@ IMAGE_SUFFIXES = frozenset((
 MAX_BYTES = 2**30
 
 # Seconds to wait for other programs on Windows, where a file that one has open is not replaced.
-_PAUSES = (0.1, 0.3, 1.0, 2.0) if os.name == "nt" else ()
+PAUSES = (0.1, 0.3, 1.0, 2.0) if os.name == "nt" else ()
 
 # Besides pictures, what no result replaces.
-PRECIOUS = (".zip", ".pth", ".pt", ".safetensors")
+PRECIOUS = (".zip", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 # What results call a label below the threshold, and other columns than those of the classes.
 _NO_CLASSES = frozenset((
@@ -120,10 +121,16 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
     precious = any(has_image_suffix(p.name) or p.suffix.lower() in PRECIOUS for p in named)
     if precious or any(is_same_file(path, each) for each in inputs):
         raise InputError(f"{path} is or would be an input, which is never replaced: name another.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} cannot be written (no folder {path.parent}): make it first.")
-    if not os.access(path.absolute().parent, os.W_OK):
+    folder = named[1].parent
+    if not folder.is_dir():
+        raise InputError(f"{path} cannot be written (no folder {folder}): make it first.")
+    if not os.access(folder, os.W_OK):
         raise InputError(f"{path} cannot be written (no permission): name another place.")
+    try:
+        os.lstat(_temporary(named[1]))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{path} is too long a name: give a shorter one.") from error
 
 
 def make_folder(path: Path, option: str = "--output") -> None:
@@ -153,7 +160,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     """
     # Through links to the file itself, so that a link stays one.
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "xb") as file:
             write(file)
@@ -170,8 +177,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def _replace(temporary: Path, path: Path) -> None:
-    for pause in _PAUSES:
+    for pause in PAUSES:
         with suppress(PermissionError):
             temporary.replace(path)
             return

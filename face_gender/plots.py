@@ -6,6 +6,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,16 +20,15 @@ from torch import Tensor
 
 from face_gender import CLASSES
 from face_gender.classify.results import Prediction
-from face_gender.data.dataset import FaceDataset
+from face_gender.data.dataset import FaceDataset, PixelDataset
 from face_gender.data.images import UnreadableImage, load_image
-from face_gender.data.landmarks import prepared
+from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing, stack
 from face_gender.data.sources import Source
 from face_gender.data.split import SPLITS
 from face_gender.errors import printable
 from face_gender.evaluate.metrics import Evaluation, wilson_interval
 from face_gender.evaluate.report import EVERY, THRESHOLDS, Tried
-from face_gender.faces.detector import load_detector
 from face_gender.model.checkpoint import Checkpoint
 from face_gender.model.explain import CAVEAT, overlays
 from face_gender.train.loop import EpochReport
@@ -270,20 +270,22 @@ def mistakes(result: Evaluation, source: Source, most: int = 16, columns: int = 
     return _gallery(pictures, titles, columns, title)
 
 
-def explained_mistakes(result: Evaluation, source: Source, checkpoint: Checkpoint) -> Figure:
+def explained_mistakes(result: Evaluation, index: Index, checkpoint: Checkpoint) -> Figure:
     """Show the first of `mistakes` as the net saw them, and below each where it looked."""
     wrong = result.mistakes()
     chosen = (wrong if len(wrong) else result.confidence.argsort())[:8].tolist()
-    loaded = {i: _try_load(str(result.paths[i]), source) for i in chosen}
-    readable = {i: np.array(image) for i, image in loaded.items() if image is not None}
+    preprocessing = checkpoint.preprocessing
+    table = index.table.drop_duplicates("path").set_index("path", drop=False)
+    rows = replace(index, table=table.loc[result.paths[chosen]])
+    faces = FaceDataset(rows, None, preprocessing.eval_transform(), progress=False)
+    samples = map(PixelDataset(faces, 1).__getitem__, range(len(faces)))
+    found = {i: each.pixels for i, each in zip(chosen, samples, strict=True)}
+    readable = {i: pixels for i, pixels in found.items() if pixels is not None}
     what = "most confident mistakes" if len(wrong) else "least confident predictions"
     title = f"The {what}, and where the net looked"
     if not readable:
         return _gallery([None], [""], 1, title)
-    preprocessing = checkpoint.preprocessing
-    detector = load_detector() if preprocessing.aligns else None
-    seen = [torch.from_numpy(each).permute(2, 0, 1) for each in readable.values()]
-    pixels = stack([prepared(preprocessing, each, detector) for each in seen])
+    pixels = stack(list(readable.values()))
     answers = torch.tensor([int(result.predictions[i]) for i in readable])
     maps = overlays(checkpoint.build()[0], preprocessing, pixels, answers)
     titles = [

@@ -114,6 +114,7 @@ def python(
         errors="replace",
         timeout=120,
         check=False,
+        preexec_fn=heed_ctrl_c if os.name == "posix" else None,
     )
 
 
@@ -191,6 +192,35 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+class NearlyFull:
+    """A file on a disk that has room for ``room`` bytes."""
+
+    def __init__(self, path: Path, mode: str, room: int) -> None:
+        self.file, self.room = open(path, mode, buffering=0), room  # noqa: SIM115
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return written
+
+    def __enter__(self) -> NearlyFull:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def nearly_full(room: int) -> Callable[..., Any]:
+    """Return an open() of such files; those that are read are whole."""
+
+    def opened(path: Path, mode: str, buffering: int = -1) -> Any:
+        return open(path, mode) if mode == "rb" else NearlyFull(path, mode, room)
+
+    return opened
+
+
 def gone_drive(monkeypatch: pytest.MonkeyPatch, folder: Path) -> FolderSource:
     """Return the files of a folder whose drive cannot be read any more."""
 
@@ -260,6 +290,18 @@ def faces(tmp_path: Path) -> Path:
 def few(tmp_path: Path) -> Path:
     """A data set of 5 + 4 drawn faces."""
     return make_faces(tmp_path / "data", 5, 4)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """16 pictures to train on, 4 to choose by, 4 to test; not to be written to."""
+    return make_index(make_faces(tmp_path_factory.mktemp("data"), 12, 12), landmarks=True)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Index:
+    """The same for a test that spoils pictures."""
+    return make_index(make_faces(tmp_path / "data", 12, 12))
 
 
 def threads_in_use() -> tuple[int, int]:

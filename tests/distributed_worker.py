@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import face_gender.files  # noqa: E402
+from face_gender.data import landmarks  # noqa: E402
 from face_gender.data.dataset import Batch, FaceLoader  # noqa: E402
 from face_gender.model import checkpoint  # noqa: E402
 from face_gender.model.recipes import get_recipe  # noqa: E402
@@ -27,14 +28,14 @@ RECIPES = [
     get_recipe("compact_cnn", epochs=2, batch_size=5, learning_rate=1e-3),
     # With averaged weights and a teacher.
     get_recipe("compact_cnn", name="taught", epochs=2, batch_size=5, average=0.9, distillation=0.5),
-    # With BatchNorm, whose losses are not those of one process.
-    get_recipe("resnet18", init="none", size=(32, 32), epochs=2, batch_size=8),
+    # With BatchNorm, whose losses are not those of one process, and faces to find.
+    get_recipe("resnet18_tuned", init="none", size=(32, 32), epochs=2, batch_size=8),
 ]
 
 
 def figures(index: str, out: str) -> dict[str, object]:
     """Train by some recipes; return losses, the pictures of each epoch and the files written."""
-    written, seen, losses = [], [], []
+    written, seen, losses, looked = [], [], [], []
     write = face_gender.files.write_atomically
 
     def noted(path: os.PathLike[str], *arguments: object) -> None:
@@ -43,6 +44,13 @@ def figures(index: str, out: str) -> dict[str, object]:
 
     for module in (face_gender.files, checkpoint, run_folder):
         module.write_atomically = noted  # type: ignore[attr-defined]
+    find = landmarks.find_landmarks
+
+    def found(source: object, names: list[str], *arguments: object) -> object:
+        looked.extend(names)
+        return find(source, names, *arguments)  # type: ignore[arg-type]
+
+    landmarks.find_landmarks = found  # type: ignore[assignment]
     batches = FaceLoader.__iter__
 
     def watched(loader: FaceLoader) -> Iterator[Batch]:
@@ -56,7 +64,7 @@ def figures(index: str, out: str) -> dict[str, object]:
         seen.append(recipe.name)
         for report in train(recipe, index, out, mixed=False, progress=False):
             losses.append([report.train_loss, report.val_loss, report.val_accuracy])
-    return {"losses": losses, "seen": seen, "written": written}
+    return {"losses": losses, "seen": seen, "written": written, "looked": looked}
 
 
 def until_killed(index: str, out: str) -> dict[str, object]:

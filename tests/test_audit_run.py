@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from conftest import (
     snapshot,
 )
 from PIL import Image
-from sentences import broken_archive, one_sentence, text_file
+from sentences import one_sentence
 
 import face_gender.data.__main__ as data_split
 from face_gender import CLASSES
@@ -445,6 +447,18 @@ def test_odd_names_are_found_grouped_and_left_out(tmp_path: Path, weights: Path)
     assert set(written["path"]).isdisjoint(f"female/z{name}" for name in odd)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no such names on Windows")
+def test_a_summary_shows_names_escaped(tmp_path: Path, weights: Path) -> None:
+    data = make_portraits(tmp_path / "data", 3, 3)
+    archive = make_zip(data, tmp_path / "faces.zip")
+    with zipfile.ZipFile(archive, "a") as out:
+        out.writestr("../\x1b[2J\nfake: all is well.jpg", b"")
+    report = look(archive, tmp_path / "audit", weights)
+    assert "fake" in report.notes[0]
+    assert r"\x1b[2J\nfake: all is well.jpg" in report.summary()
+    assert "\x1b" not in report.summary()
+
+
 def test_rows_that_stand_twice_or_of_missing_files_are_no_error(
     tmp_path: Path, weights: Path
 ) -> None:
@@ -458,17 +472,6 @@ def test_rows_that_stand_twice_or_of_missing_files_are_no_error(
     assert not report.findings["issue"].str.contains("duplicate").any()
     expected = read_index(index).query("path != 'male/m_1.jpg'").reset_index(drop=True)
     assert read_index(report.files[3]).equals(expected)
-
-
-def test_a_list_by_other_names_is_cleaned_as_it_is(tmp_path: Path, weights: Path) -> None:
-    data = make_portraits(tmp_path / "data", 4, 4)
-    rows = read_index(index_of(data, data / "index.csv"))
-    listed = pd.DataFrame({"Filename": rows["path"], "gender": rows["label"], "note": "kept"})
-    listed.to_csv(data / "list.csv", index=False)
-    (data / "male" / "m_1.jpg").write_bytes(b"no picture")
-    report = look(data / "list.csv", tmp_path / "audit", weights, apply=True, score=1)
-    kept = listed[listed["Filename"] != "male/m_1.jpg"]
-    assert report.files[3].read_text(encoding="utf-8") == kept.to_csv(index=False)
 
 
 def one_class(data: Path) -> Path:
@@ -656,12 +659,6 @@ def test_the_command_says_what_it_found_and_wrote(
 Mistake = Callable[[Path], list[str]]
 
 
-def emptied_class(data: Path) -> list[str]:
-    shutil.rmtree(data / "male")
-    (data / "male").mkdir()
-    return [str(data)]
-
-
 def file_of(text: str) -> Mistake:
     """An index of that text."""
 
@@ -698,12 +695,7 @@ def option(*arguments: str) -> Mistake:
 MISTAKES: list[tuple[Mistake, str]] = [
     (lambda data: [str(data.parent / "none")], "does not exist"),
     (lambda data: [str(data.parent / "none.csv")], "cannot be read"),
-    (lambda data: [str(data.parent / "none.zip")], "does not exist"),
-    (lambda data: [str(data / "male")], "no folders male/ and female/"),
     (lambda data: [str(index_of(data, data.parent / "index.csv"))], "--data"),
-    (broken_archive, "cannot be read as a .zip archive"),
-    (text_file, "neither a folder nor a .zip"),
-    (emptied_class, "no pictures in male/"),
     (file_of(""), "is empty"),
     (file_of("path,label\n"), "has no rows"),
     (file_of("path\nmale/m_0.jpg\n"), "wanted: path"),
@@ -748,7 +740,7 @@ def test_nothing_left_to_keep_is_one_sentence(
     arguments = [str(tmp_path / "data"), "--weights", str(weights), "--apply"]
     assert main([*arguments, "--output", str(tmp_path / "audit")]) == 1
     *progress, last = capsys.readouterr().err.splitlines()
-    one_sentence(last, "face_gender.audit")
+    assert "would be empty" in one_sentence(last, "face_gender.audit")
     assert not any("Traceback" in line for line in progress)
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -173,22 +172,6 @@ def test_float16_halves_the_file_and_builds_in_float32(tmp_path: Path) -> None:
     images = transform(draw_face("female", 0))[None]
     with torch.no_grad():
         assert torch.allclose(net(images), original.build()[0](images), atol=1e-2)
-
-
-def test_saving_replaces_the_file_at_once_and_leaves_nothing_beside_it(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = saved.read_bytes()
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(InputError) as caught:
-        make(epoch=5).save(saved)
-    assert "No space left" in sentence(caught)
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_description_names_recipe_epoch_and_accuracy() -> None:

@@ -85,6 +85,16 @@ def test_what_is_done_is_read_from_whole_files(tmp_path: Path) -> None:
         example.paths_done(str(tmp_path))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such names")
+def test_odd_names_and_foreign_files_are_sentences(tmp_path: Path, folder: Path) -> None:
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "mine.parquet")
+    with pytest.raises(InputError, match=r"mine\.parquet was not written by this command"):
+        example.paths_done(str(tmp_path))
+    os.rename(folder / "00.png", os.fsencode(folder) + b"/\xff.png")
+    with pytest.raises(InputError, match=r"xff\.png'\): rename the file"):
+        example.files_in(str(folder))
+
+
 @pytest.mark.parametrize("wrong", [[], ["in"], ["", "out"], ["in", "out", "--workers", "0"]])
 def test_usage_mistakes_exit_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:

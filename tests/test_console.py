@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -105,12 +106,19 @@ def test_the_empty_path_is_a_usage_mistake(
         assert "must not be empty" in capsys.readouterr().err
 
 
-def test_no_memory_left_is_one_sentence_of_any_command(capsys: pytest.CaptureFixture[str]) -> None:
-    def run(error: RuntimeError) -> int:
+def test_what_the_machine_lacks_is_one_sentence_of_any_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(error: Exception) -> int:
         raise error
 
-    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-    assert run_command("audit", lambda: run(full)) == 1
-    assert "memory" in one_sentence(capsys.readouterr().err, "audit")
+    for error, words in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "memory"),
+        (MemoryError("Unable to allocate 4 GiB for an array"), "memory"),
+        (RuntimeError("can't start new thread"), "no more threads"),
+        (ModuleNotFoundError("No module named 'numpy'"), "No module named 'numpy': install"),
+    ):
+        assert run_command("audit", partial(run, error)) == 1
+        assert words in one_sentence(capsys.readouterr().err, "audit")
     with pytest.raises(RuntimeError, match="other"):
         run_command("audit", lambda: run(RuntimeError("other")))

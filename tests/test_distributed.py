@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_faces, make_index, python
-from sentences import sentence
+from sentences import one_sentence, sentence
 
 from face_gender.data.tables import write_index
 from face_gender.errors import InputError
@@ -107,6 +107,10 @@ def test_several_processes_see_each_picture_once_and_one_of_them_writes(
         assert np.allclose(each["losses"][:4], alone["losses"][:4], rtol=2e-4)
         assert each["losses"] == found[0]["losses"]
     assert by_epoch(*found) == by_epoch(alone)
+    assert by_epoch(alone)["compact_cnn True 0"] == list(range(22))
+    # Each looks for faces in its share of the pictures.
+    assert max(len(each["looked"]) for each in found) == len(alone["looked"]) / len(found)
+    assert sorted(name for each in found for name in each["looked"]) == sorted(alone["looked"])
     assert {Path(name).name for name in found[0]["written"]} >= {"last.pth", "epoch_1.pth"}
     assert all(each["written"] == [] for each in found[1:])
 
@@ -213,11 +217,22 @@ def elastic(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     elastic(monkeypatch, world_size=4, local_world_size=4)
-    monkeypatch.setattr(distributed, "pick_device", lambda name: torch.device("cuda"))
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError) as caught:
-        join("cuda")
-    assert "4 processes share 2 GPUs" in sentence(caught)
+    tried: list[list[int]] = []
+
+    def pick_device(name: str) -> torch.device:
+        tried.append(list(taken))
+        return torch.device("cuda")
+
+    monkeypatch.setattr(distributed, "pick_device", pick_device)
+    for rank in (1, 2):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        with pytest.raises(InputError) as caught:
+            join("cuda")
+        assert "4 processes share 2 GPUs" in sentence(caught)
+    assert tried == [[1], [1]]  # its own GPU first, and none that is not there
 
 
 @pytest.mark.parametrize(
@@ -312,4 +327,5 @@ def test_errors_name_the_process_they_come_from(
 ) -> None:
     elastic(monkeypatch, rank=3)
     assert train.main(["nowhere.csv", "--recipe", "compact_cnn"]) == 1
-    assert capsys.readouterr().err.startswith("face_gender.train (process 3): nowhere.csv")
+    said = one_sentence(capsys.readouterr().err, "face_gender.train (process 3)")
+    assert "nowhere.csv cannot be read" in said

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, heed_ctrl_c, make_faces, save_colour_net
+from conftest import ROOT, make_faces, python, save_colour_net
 
 import face_gender.classify.__main__ as process
 from face_gender.classify.classifier import Classifier, load_classifier, origin
 from face_gender.classify.resume import partial_path
 from face_gender.data.sources import FolderSource
+from face_gender.errors import InputError
 from face_gender.export import auto
 from face_gender.export.auto import cache_folder, cached_path, with_graph
 from face_gender.files import sha256_of
@@ -138,19 +137,23 @@ def test_a_run_that_is_gone_on_with_keeps_its_engine(
     if begun == "torch":  # else its number of pictures would not be worth it
         monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
     by = [sha256_of(weights), *(map(sha256_of, cache.iterdir()) if begun == "openvino" else ())]
-    names = sorted(source.names())[1:]  # of which one has gone since
+    # Of a run by OpenVINO, one has gone since; for one by torch, a graph of all is kept.
+    names = sorted(source.names())[begun == "openvino" :]
     run = {"engine": begun, "weights": by}
     found = with_graph(net_of(weights), weights, source, names, run, pytest.fail)
     assert engine_of(found) == expected
 
 
+def begun_by(weights: Path, cache: Path) -> dict[str, Any]:
+    """Return the origin of a run by the graph that is kept."""
+    by = [sha256_of(weights), *map(sha256_of, cache.iterdir())]
+    return {"engine": "openvino", "weights": by}
+
+
 def test_a_graph_of_other_weights_is_neither_taken_nor_lost(
     cache: Path, weights: Path, source: FolderSource, tmp_path: Path
 ) -> None:
-    begun = {
-        "engine": "openvino",
-        "weights": [sha256_of(weights), *map(sha256_of, cache.iterdir())],
-    }
+    begun = begun_by(weights, cache)
     other = save_net(tmp_path / "other.pth", seed=4)
     assert engine_of(chosen(other, source, begun)) == "torch"
     assert engine_of(chosen(weights, source, begun)) == "openvino"
@@ -159,10 +162,7 @@ def test_a_graph_of_other_weights_is_neither_taken_nor_lost(
 def test_a_run_that_cannot_go_on_so_keeps_its_graph(
     cache: Path, weights: Path, source: FolderSource
 ) -> None:
-    begun = {
-        "engine": "openvino",
-        "weights": [sha256_of(weights), *map(sha256_of, cache.iterdir())],
-    }
+    begun = begun_by(weights, cache)
     net = net_of(weights)
     swapped = replace(net, checkpoint=replace(net.checkpoint, classes=("female", "male")))
     said: list[str] = []
@@ -170,6 +170,30 @@ def test_a_run_that_cannot_go_on_so_keeps_its_graph(
     assert engine_of(with_graph(swapped, weights, source, names, begun, said.append)) == "torch"
     assert len(said) == 1
     assert engine_of(chosen(weights, source, begun)) == "openvino"
+
+
+def test_a_broken_openvino_is_told_before_the_graph_is_made(
+    weights: Path, source: FolderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("WORTH_COMPILING", "WORTH_MAKING"):
+        monkeypatch.setattr(auto, name, 0)
+    monkeypatch.setattr(auto, "write_graph", lambda *_: pytest.fail("made"))
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("import openvino.gone")
+    code = "from face_gender.classify.engines import openvino_core as core\ncore()"
+    done = python("-c", code, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    sentence = done.stderr.splitlines()[-1].partition("InputError: ")[2]
+    assert sentence.startswith("openvino cannot be imported (No module named 'openvino.gone')")
+
+    def broken() -> None:
+        raise InputError(sentence)
+
+    monkeypatch.setattr(auto, "openvino_core", broken)
+    said: list[str] = []
+    assert engine_of(chosen(weights, source, said=said)) == "torch"
+    (line,) = said
+    assert "openvino cannot be imported (No module named" in line
 
 
 def test_a_graph_beside_the_weights_goes_on_too(
@@ -284,14 +308,8 @@ def test_a_ctrl_c_while_the_graph_is_fitted_leaves_nothing(
         (tmp_path / place).mkdir()
     output = tmp_path / "r.json"
     given = [source.path, "--weights", weights, "--device", "cpu", "--output", output]
-    done = subprocess.run(
-        [sys.executable, "-c", FITTED, *map(str, given)],
-        cwd=ROOT,
-        env={**os.environ, **{name: str(tmp_path / place) for name, place in places.items()}},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_ctrl_c,
-    )
+    own = {name: str(tmp_path / place) for name, place in places.items()}
+    done = python("-c", FITTED, *given, **own)
     assert done.returncode == 130, done.stderr
     fitting, sentence = done.stderr.splitlines()
     assert fitting.startswith("fitting an 8-bit graph")

@@ -34,6 +34,7 @@ from face_gender.data.index import Index
 from face_gender.data.sources import FolderSource, open_source
 from face_gender.data.tables import read_index, write_index
 from face_gender.evaluate import __main__ as evaluate
+from face_gender.evaluate import predict
 from face_gender.evaluate.predict import evaluate as evaluation_of
 from face_gender.evaluate.report import EVERY, THRESHOLDS, by_value, columns_to_slice
 from face_gender.evaluate.robustness import (
@@ -335,6 +336,21 @@ def test_a_leak_is_refused_unless_it_is_asked_for(place: Path, capsys: Capture) 
     assert figures(place)["seen_in_training"] == 8
 
 
+def test_weights_replaced_in_the_meantime_are_a_sentence(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a training that goes on: the figures would name others than predicted."""
+    real = predict.evaluate
+
+    def replaced(*given: Any, **options: Any) -> Any:
+        found = real(*given, **options)
+        make_checkpoint(seed=9).save(place / "best.pth")
+        return found
+
+    monkeypatch.setattr(predict, "evaluate", replaced)
+    assert "best.pth was replaced while it was in use" in refused(place, capsys)
+
+
 def test_a_drive_that_is_gone_ends_the_command_in_a_sentence(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +381,7 @@ def nothing(place: Path) -> None:
         (
             lambda place: [each.write_bytes(b"no picture") for each in place.rglob("*.jpg")],
             [],
-            "other",
+            "made of other pictures",
         ),
         (nothing, ["--by", "race"], "race"),
         (nothing, ["--data", "none"], "none"),

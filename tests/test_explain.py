@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import SHIPPED, make_checkpoint
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from face_gender import CLASSES
 from face_gender.data.images import load_pixels
+from face_gender.data.index import Index
 from face_gender.data.preprocessing import Preprocessing, stack
 from face_gender.data.sources import open_source
 from face_gender.evaluate.metrics import Evaluation
@@ -141,7 +143,8 @@ def test_mistakes_are_shown_with_their_maps_below(faces: Path) -> None:
     female = np.array([0.7, 0.99, 0.9, 0.2], dtype=np.float32)
     labels = np.zeros(4, dtype=np.int64)
     result = Evaluation(CLASSES, paths, labels, np.stack([1 - female, female], 1), 0.5)
-    figure = explained_mistakes(result, open_source(faces), make_checkpoint())
+    table = pd.DataFrame({"path": paths, "label": labels})
+    figure = explained_mistakes(result, Index(table, open_source(faces)), make_checkpoint())
     titles = [axes.get_title().split("\n")[0] for axes in figure.axes]
     assert titles == ["female 90%", "female 70%", "", ""]
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]

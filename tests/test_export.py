@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, gone_drive, heed_ctrl_c, loaded_after, make_faces
+from conftest import gone_drive, loaded_after, make_faces, python
 from sentences import one_sentence, sentence
 
 import face_gender.classify.__main__ as process
@@ -369,13 +367,7 @@ runpy.run_module("face_gender.export", run_name="__main__")
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_ctrl_c_is_no_error_of_the_exporter(tmp_path: Path) -> None:
     weights = make_weights(tmp_path / "net.pth", recipe_name="compact_cnn")
-    done = subprocess.run(
-        [sys.executable, "-c", EXPORTED, str(weights)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_ctrl_c,
-    )
+    done = python("-c", EXPORTED, weights)
     assert done.stderr == "face_gender.export: interrupted, nothing was written.\n"
     assert done.returncode == 130
 

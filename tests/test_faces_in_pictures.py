@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import nullcontext
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import PORTRAITS, data_of, exif_of, save_colour_net, snapshot
 from PIL import Image
-from sentences import one_sentence
+from sentences import one_sentence, sentence
 
 import face_gender.data.__main__ as data_split
 from face_gender import load
@@ -24,16 +24,16 @@ from face_gender.classify.classifier import load_classifier
 from face_gender.classify.crops import write_crops
 from face_gender.classify.results import Prediction
 from face_gender.console import progress_bar
-from face_gender.data import images, landmarks
+from face_gender.data import images
 from face_gender.data.dataset import FaceDataset
 from face_gender.data.hashing import hash_and_check
 from face_gender.data.index import Index
 from face_gender.data.landmarks import COLUMNS, COORDINATES
+from face_gender.data.preprocessing import Preprocessing
 from face_gender.data.sources import open_source
 from face_gender.errors import InputError
 from face_gender.evaluate.predict import evaluate
 from face_gender.faces import detector
-from face_gender.faces.detector import Face
 from face_gender.model.checkpoint import load_checkpoint
 
 
@@ -96,6 +96,30 @@ def test_an_index_keeps_the_landmarks_that_training_reads(
     assert len(FaceDataset(index, None, transform)[0][0]) == 3
 
 
+def test_without_opencv_an_index_with_landmarks_is_refused_in_a_sentence(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any work, and not by a worker that reads."""
+    index = Index.create(data_set(tmp_path / "data"), tmp_path / "index.csv", progress=False)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(InputError, match="OpenCV, which is not installed") as caught:
+        FaceDataset(index, None, load_checkpoint(weights).preprocessing.eval_transform())
+    sentence(caught)
+    whole = Preprocessing(20, 20).eval_transform()
+    assert len(FaceDataset(index, None, whole)[0][0]) == 3
+
+
+def test_landmarks_that_are_no_numbers_are_refused_by_row(tmp_path: Path, weights: Path) -> None:
+    """Such as those of a spreadsheet that writes decimals with a comma."""
+    index = Index.create(data_set(tmp_path / "data"), tmp_path / "index.csv", progress=False)
+    table = index.table.astype({"nose_x": object})
+    table.loc[3, "nose_x"] = "0,51234"
+    transform = load_checkpoint(weights).preprocessing.eval_transform()
+    with pytest.raises(InputError, match="row 4: nose_x '0,51234' is no number") as caught:
+        FaceDataset(replace(index, table=table), None, transform)
+    sentence(caught)
+
+
 @pytest.mark.parametrize("progress", [True, False])
 def test_an_evaluation_that_finds_faces_shows_it_or_not(
     progress: bool, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,31 +158,6 @@ def test_pictures_that_cannot_be_read_any_more_are_told(
     )
     assert data_split.main([str(data)]) == 1
     assert data_split.main([str(data), "--force"]) == 0
-
-
-def test_an_interruption_begins_no_further_picture(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[object] = []
-
-    class Faceless:
-        def detect(self, pixels: object) -> list[Face]:
-            begun.append(pixels)
-            return []
-
-    class Bar(nullcontext[None]):
-        def __enter__(self) -> Any:
-            return self
-
-        def update(self) -> None:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(landmarks, "load_detector", Faceless)
-    monkeypatch.setattr(landmarks, "progress_bar", lambda *_, **__: Bar())
-    names = ["none.png"] * 500
-    with pytest.raises(KeyboardInterrupt):
-        landmarks.find_landmarks(open_source(photos), names)
-    assert len(begun) < len(names)
 
 
 def test_use_makes_the_tensors_of_training(tmp_path: Path, weights: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,23 @@ def test_a_link_stays_a_link_when_written_to(tmp_path: Path) -> None:
     write_atomically(tmp_path / "link.json", lambda file: file.write(b"new"))
     assert (tmp_path / "link.json").is_symlink()
     assert (tmp_path / "target.json").read_text() == "new"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other limits elsewhere")
+def test_where_a_link_leads_and_how_long_a_name_may_be_are_told_before_the_work(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "r.json").symlink_to(tmp_path / "gone" / "x.json")
+    with pytest.raises(InputError, match=r"no folder .*gone"):
+        check_output(tmp_path / "r.json", [])
+    for length, fits in ((241, True), (242, False)):
+        path = tmp_path / ("x" * length)
+        if fits:
+            check_output(path, [])
+            write_atomically(path, lambda file: file.write(b"new"))
+        else:
+            with pytest.raises(InputError, match="too long a name"):
+                check_output(path, [])
 
 
 def test_a_drive_that_gives_a_file_in_parts_gives_it_whole(
@@ -137,7 +155,7 @@ def test_a_file_that_another_program_has_open_is_tried_again(
             raise PermissionError(13, "Access is denied")
         return replace(path, other)
 
-    monkeypatch.setattr(files, "_PAUSES", (0, 0))
+    monkeypatch.setattr(files, "PAUSES", (0, 0))
     monkeypatch.setattr(Path, "replace", refused)
     write_atomically(target, lambda file: file.write(b"new"))
     assert target.read_bytes() == b"new"

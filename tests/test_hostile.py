@@ -711,7 +711,7 @@ ODD_WEIGHTS: dict[str, tuple[Callable[[], Any], str]] = {
     "complex": (lambda: torch.zeros(SHAPE, dtype=torch.complex64), "no plain weight"),
     "whole numbers": (lambda: torch.zeros(SHAPE, dtype=torch.int32), "should hold fractions"),
     "truth": (lambda: torch.zeros(SHAPE, dtype=torch.bool), "no plain weight"),
-    "8 bits": (lambda: torch.zeros(SHAPE, dtype=torch.float8_e4m3fn), "."),
+    "8 bits": (lambda: torch.zeros(SHAPE, dtype=torch.float8_e4m3fn), "save model"),
     "sparse": (lambda: torch.zeros(SHAPE).to_sparse(), "never run"),
     "nowhere": (lambda: torch.zeros(SHAPE, device="meta"), "never run"),
     "quantised": (

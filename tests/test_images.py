@@ -7,9 +7,11 @@ import pickle
 import re
 import struct
 import sys
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +187,6 @@ def test_what_is_no_picture_says_so(data: bytes, reason: str, tmp_path: Path) ->
     assert caught.value.path == str(tmp_path / "a.jpg")
     assert reason in caught.value.reason
     assert str(caught.value) == f"{caught.value.path}: {caught.value.reason}"
-
-
-@pytest.mark.parametrize(("width", "height"), [(9460, 9460), (MAX_PIXELS + 1, 1)])
-def test_decompression_bomb_is_refused_by_its_declared_size(width: int, height: int) -> None:
-    assert width * height > MAX_PIXELS
-    with pytest.raises(UnreadableImage, match="bomb") as caught:
-        decode_image(announcing_png(width, height), "bomb.png")
-    assert caught.value.path == "bomb.png"
 
 
 def test_missing_file_and_folder_are_unreadable(tmp_path: Path) -> None:
@@ -613,11 +607,15 @@ def announced(height: int, width: int) -> bytes:
     return PLAIN[:at] + struct.pack(">HH", height, width) + PLAIN[at + 4 :]
 
 
-@pytest.mark.parametrize("size", [(65_535, 65_535), (20_000, 20_000), (65_535, 5_000)])
-def test_a_jpeg_that_announces_a_bomb_is_refused_undecoded(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [announcing_png(9460, 9460), announcing_png(MAX_PIXELS + 1, 1), announced(65_535, 65_535),
+     announced(20_000, 20_000), announced(65_535, 5_000)],
+)  # fmt: skip
+def test_a_bomb_is_refused_by_its_declared_size_and_not_decoded(data: bytes) -> None:
     for decode in (decode_image, decode_pixels):
         with pytest.raises(UnreadableImage, match="bomb") as caught:
-            decode(announced(*size), "bomb.jpg")
+            decode(data, "bomb.jpg")
         assert caught.value.path == "bomb.jpg"
 
 
@@ -648,11 +646,24 @@ def test_a_jpeg_is_decoded_at_the_least_scale_that_keeps_its_shorter_side() -> N
 
 def test_threads_share_the_memory_for_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     """One picture takes more than all of it, and is decoded all the same, alone."""
-    monkeypatch.setattr(memory, "MOST_MEMORY", 40 * 61 * 47)
+    most, lock, taken = 40 * 61 * 47, threading.Lock(), [0]
+    monkeypatch.setattr(memory, "MOST_MEMORY", most)
+
+    @contextmanager
+    def counted(cost: int) -> Iterator[None]:
+        with memory.reserve(cost):
+            with lock:
+                taken.append(taken[-1] + min(cost, most))
+            yield
+            with lock:
+                taken.append(taken[-1] - min(cost, most))
+
+    monkeypatch.setattr(images, "reserve", counted)
     large, small = encode(coloured(200, 200), "PNG"), JPEGS["plain"]
     with ThreadPoolExecutor(6) as pool:
         sizes = list(pool.map(lambda data: decode_pixels(data, "x").shape, [large, small] * 20))
     assert sizes == [(3, 200, 200), (3, 47, 61)] * 20
+    assert (max(taken), taken[-1]) == (most, 0)
 
 
 PEAK = """
@@ -713,9 +724,6 @@ def test_pixels_are_read_from_a_path_a_folder_and_an_archive(faces: Path, tmp_pa
     with pytest.raises(UnreadableImage, match="cannot be read") as caught:
         load_pixels(faces / "none.jpg")
     assert caught.value.path == str(faces / "none.jpg")
-    (faces / "empty.jpg").write_bytes(b"")
-    with pytest.raises(UnreadableImage, match="empty file"):
-        load_pixels(faces / "empty.jpg")
 
 
 def test_a_picture_that_no_memory_is_left_for_may_be_one_another_time(

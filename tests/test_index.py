@@ -206,14 +206,6 @@ def test_every_picture_by_name_is_listed_read_or_not(few: Path) -> None:
     assert snapshot(few) == before
 
 
-def test_an_archive_lists_the_pictures_of_its_folder(few: Path, tmp_path: Path) -> None:
-    table, source, _ = list_pictures(make_zip(few, tmp_path / "faces.zip", "faces/"))
-    own = list_pictures(few)[0]
-    assert table["path"].tolist() == [f"faces/{path}" for path in own["path"]]
-    assert table["label"].tolist() == own["label"].tolist()
-    assert source.read(table["path"].iloc[0]) == (few / own["path"].iloc[0]).read_bytes()
-
-
 def test_the_data_of_an_index_are_the_folder_that_it_lies_in(few: Path, tmp_path: Path) -> None:
     make_zip(few, few / "copy.zip")  # the folder comes first
     report = make_index(few)
@@ -358,6 +350,15 @@ def test_a_split_that_is_not_there_is_one_sentence(
     with pytest.raises(InputError, match=words) as caught:
         Index.open(few / "index.csv").split(split)
     sentence(caught)
+
+
+def test_a_list_without_splits_has_no_counts_by_split(few: Path) -> None:
+    (few / "index.csv").write_text("path,label\nmale/m_0.jpg,0\n", encoding="utf-8")
+    index = Index.open(few / "index.csv")
+    for asked in (index.counts, index.summary):
+        with pytest.raises(InputError, match="no column split") as caught:
+            asked()
+        sentence(caught)
 
 
 def test_pictures_of_other_data_are_refused(few: Path, tmp_path: Path) -> None:

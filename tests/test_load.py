@@ -191,6 +191,12 @@ def test_an_empty_path_is_not_the_working_directory(
             net.classify(empty)
 
 
+def test_a_path_that_no_file_can_have_is_a_row_with_a_reason(net: Classifier, folder: Path) -> None:
+    table = net.classify([folder / ("x" * 300), folder / "a.png"], progress=False)
+    assert table["error"][0].startswith("cannot be read (")
+    assert table["label"][1] is not None
+
+
 def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.pth does not exist") as caught:
         face_gender.load(tmp_path / "no.pth")
@@ -200,14 +206,19 @@ def test_what_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"engine": "x"}, {"align": "x"}, {"faces": "x"}, {"classes": "ab", "recipe": "compact_cnn"},
-     {"classes": [1, 2], "recipe": "compact_cnn"}],
-)  # fmt: skip
-def test_what_load_does_not_know_is_one_sentence(wrong: dict[str, object]) -> None:
+    ("wrong", "words"),
+    [
+        ({"engine": "x"}, "engine is one of"),
+        ({"align": "x"}, "align is one of"),
+        ({"faces": "x"}, "faces is one of"),
+        ({"classes": "ab", "recipe": "compact_cnn"}, "classes are a list"),
+        ({"classes": [1, 2], "recipe": "compact_cnn"}, "classes are a list"),
+    ],
+)
+def test_what_load_does_not_know_is_one_sentence(wrong: dict[str, object], words: str) -> None:
     with pytest.raises(InputError) as caught:
         face_gender.load(**wrong)  # type: ignore[arg-type]
-    sentence(caught)
+    assert words in sentence(caught)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_names_that_are_not_utf8_are_written_in_every_format(folder: Path, weigh
     for form in ("full", "csv", "flat"):
         assert run(folder, "--weights", weights, "--format", form, "--quiet") == 0
     assert results()["\udcff.jpg"] == "male"
+    assert b"\n\xff.jpg,male," in Path("process_results.csv").read_bytes()
 
 
 def test_bad_files_shift_no_label(tmp_path: Path, weights: Path, capsys, monkeypatch) -> None:
@@ -258,7 +259,7 @@ def test_a_plain_state_dict_needs_its_recipe_and_classes(
     assert results() == {k: "female" if v == "male" else "male" for k, v in EXPECTED.items()}
     capsys.readouterr()
     assert run(folder, "--weights", "plain.pth") == 1
-    one_sentence(capsys.readouterr().err, "process.py")
+    assert "add --recipe" in one_sentence(capsys.readouterr().err, "process.py")
 
 
 def test_own_weights_come_before_the_shipped(
@@ -267,7 +268,7 @@ def test_own_weights_come_before_the_shipped(
     own, shipped, packaged = (Path(f"{n}.pth").absolute() for n in ("own", "shipped", "packaged"))
     monkeypatch.setattr(lookup, "default_weights", lambda: [own, shipped, packaged])
     assert run(folder) == 1
-    one_sentence(capsys.readouterr().err, "process.py")
+    assert "do not exist" in one_sentence(capsys.readouterr().err, "process.py")
     for path in (packaged, shipped, own):
         path.write_bytes(weights.read_bytes())
         assert run(folder) == 0
@@ -348,7 +349,7 @@ def test_unreadable_pictures_alone_leave_an_earlier_result(
     assert run(folder, "--quiet", "--weights", weights) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 7
-    one_sentence(lines[-1], "process.py")
+    assert "no picture can be read" in one_sentence(lines[-1], "process.py")
     assert Path("process_results.json").read_text() == "{}"
 
 
@@ -433,7 +434,7 @@ def test_output_never_replaces_an_input(name: str, folder: Path, weights: Path, 
     before = snapshot(folder.parent)
     given = [folder, "--weights", folder.parent / "weights.pth", "--output", folder.parent / name]
     assert run(*given) == 1
-    one_sentence(capsys.readouterr().err, "process.py")
+    assert "never replaced" in one_sentence(capsys.readouterr().err, "process.py")
     assert snapshot(folder.parent) == before
 
 

@@ -95,6 +95,11 @@ def test_the_page_holds_predictions_from_the_least_confident_on(
     assert data["skipped"] == [["a.jpg", "damaged"], ["b.jpg", "empty file"]]
     assert data["base"] == "pictures"
     assert len(thumbnails_of(page)) == 20
+    # A folder's other name leads from the page's other name to the same place.
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    source = open_source(tmp_path / "link" / folder.name)
+    write_page(tmp_path / "link" / "results.html", twenty(), skipped, source)
+    assert data_of(page)["base"] == "pictures"
 
 
 def test_labels_are_kept_for_the_same_predictions_alone(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import os
 import shutil
 import signal
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, heed_ctrl_c, make_checkpoint, make_faces, make_index
+from conftest import ROOT, heed_ctrl_c, make_checkpoint, make_index
 from sentences import one_sentence, sentence
 
 from face_gender.data.dataset import UnreadablePictureWarning
@@ -27,9 +29,9 @@ from face_gender.files import write_atomically
 from face_gender.model.checkpoint import load_checkpoint
 from face_gender.model.recipes import Recipe, get_recipe
 from face_gender.train import __main__ as train
-from face_gender.train import run_folder
+from face_gender.train import loop, run_folder
 from face_gender.train.loop import train as training
-from face_gender.train.run import EpochReport
+from face_gender.train.run import EpochReport, Run
 from face_gender.train.run_folder import RunFolder
 
 QUICK = get_recipe("compact_cnn", epochs=3, batch_size=8, learning_rate=1e-3)
@@ -40,18 +42,6 @@ RECIPES = {
     "one_cycle": get_recipe("resnet18_tuned", epochs=2, batch_size=8, size=(32, 32)),
     "patience": replace(QUICK, epochs=9, patience=1, best_by="val_loss", learning_rate=0.02),
 }
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """16 pictures to train on, 4 to choose by; not to be written to."""
-    return make_index(make_faces(tmp_path_factory.mktemp("data"), 12, 12), landmarks=True)
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Index:
-    """The same for a test that spoils pictures."""
-    return make_index(make_faces(tmp_path / "data", 12, 12))
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +142,6 @@ def test_a_run_that_goes_on_needs_its_init_no_more(index: Index, tmp_path: Path)
     assert len(run(recipe, index, tmp_path / "w", resume=True)) == 2
 
 
-def test_other_pictures_of_the_same_names_are_another_index(own: Index, tmp_path: Path) -> None:
-    stop_after(1, QUICK, own, tmp_path / "w")
-    table = own.table.assign(sha256=[each[::-1] for each in own.table["sha256"]])
-    with pytest.raises(InputError, match="another index"):
-        run(QUICK, replace(own, table=table), tmp_path / "w", resume=True)
-
-
-def test_another_size_is_named_and_no_more(index: Index, tmp_path: Path) -> None:
-    stop_after(1, QUICK, index, tmp_path / "w")
-    other = get_recipe("compact_cnn", (96, 80), epochs=3, batch_size=8, learning_rate=1e-3)
-    with pytest.raises(InputError, match="was trained with height 100, not 96: ") as caught:
-        run(other, index, tmp_path / "w", resume=True)
-    sentence(caught)
-
-
 def test_by_its_name_a_run_goes_on_with_its_own_settings(own: Index, tmp_path: Path) -> None:
     """Also with those that use a column of the index which the recipe as published does not."""
     taught = replace(own, table=own.table.assign(teacher=0.5))
@@ -218,12 +193,19 @@ def refused(index: Index, out: Path, recipe: Recipe | str = QUICK, **options: An
     return sentence(caught)
 
 
-def test_other_settings_are_refused_by_name(index: Index, tmp_path: Path) -> None:
-    stop_after(1, QUICK, index, tmp_path / "w")
+def test_other_settings_and_pictures_are_refused_by_name(index: Index, tmp_path: Path) -> None:
+    out = tmp_path / "w"
+    stop_after(1, QUICK, index, out)
     for changes in ({"learning_rate": 0.5}, {"batch_size": 7}, {"best_by": "val_loss"}):
         (name,) = changes
-        assert name in refused(index, tmp_path / "w", replace(QUICK, **changes))
-    assert "seed 0, not 4" in refused(index, tmp_path / "w", seed=4)
+        assert name in refused(index, out, replace(QUICK, **changes))
+    larger = get_recipe("compact_cnn", (96, 80), epochs=3, batch_size=8, learning_rate=1e-3)
+    assert "was trained with height 100, not 96: " in refused(index, out, larger)
+    assert "seed 0, not 4" in refused(index, out, seed=4)
+    split_otherwise = make_index(index.source.path, tmp_path / "other.csv", seed=5)
+    of_other_bytes = index.table.assign(sha256=[each[::-1] for each in index.table["sha256"]])
+    for other in (split_otherwise, replace(index, table=of_other_bytes)):
+        assert "another index" in refused(other, out)
 
 
 def test_other_epochs_are_refused_where_the_schedule_hangs_on_them(
@@ -232,12 +214,6 @@ def test_other_epochs_are_refused_where_the_schedule_hangs_on_them(
     recipe = RECIPES["one_cycle"]
     stop_after(1, recipe, index, tmp_path / "w")
     assert "epochs 2, not 4" in refused(index, tmp_path / "w", replace(recipe, epochs=4))
-
-
-def test_another_index_is_refused(index: Index, tmp_path: Path) -> None:
-    stop_after(1, QUICK, index, tmp_path / "w")
-    other = make_index(index.source.path, tmp_path / "other.csv", seed=5)
-    assert "another index" in refused(other, tmp_path / "w")
 
 
 def test_a_damaged_last_pth_is_one_sentence(index: Index, tmp_path: Path) -> None:
@@ -437,9 +413,9 @@ def test_init_and_resume_contradict_each_other_in_a_sentence(
         (["--size", "10x10"], "takes pictures of 80 to 106"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--seed", "3", "--resume"], "seed 0, not 3"),
-        (["--size", "0x0"], ""),
-        (["--size", "9999x9999"], ""),
-        (["--seed", "9" * 30], ""),
+        (["--size", "0x0"], "a picture of 0 x 0 pixels has no pixels"),
+        (["--size", "9999x9999"], "at most 4,096 pixels a side"),
+        (["--seed", "9" * 30], "the seed 999"),
     ],
 )
 def test_mistakes_and_numbers_out_of_range_are_one_sentence(
@@ -452,12 +428,6 @@ def test_mistakes_and_numbers_out_of_range_are_one_sentence(
         assert train.main(command("--epochs", "1", "--quiet")) == 0
     assert train.main(command("--quiet", *options)) == 1
     assert words in one_sentence(capsys.readouterr().err, "face_gender.train")
-
-
-def test_a_missing_index_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["nowhere.csv", "--recipe", "compact_cnn"]) == 1
-    said = one_sentence(capsys.readouterr().err, "face_gender.train")
-    assert "nowhere.csv cannot be read" in said
 
 
 # Killed
@@ -537,6 +507,80 @@ def test_a_second_training_in_the_folder_ends_the_first(index: Index, tmp_path: 
     assert len(second) == 2
     assert files(tmp_path / "w") == kept
     assert (tmp_path / "w" / QUICK.name / "earlier_1" / "epoch_0.pth").exists()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_second_training_in_the_first_epoch_ends_the_first_too(
+    resumed: bool, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real, kept = tmp_path / "w", loop.train_epoch, []
+    recipe = replace(QUICK, epochs=4)
+    if resumed:
+        stop_after(1, recipe, index, out)
+
+    def meanwhile(of: Run) -> tuple[float, float]:
+        monkeypatch.setattr(loop, "train_epoch", real)
+        run(replace(QUICK, epochs=1), index, out, seed=1)
+        kept.append(files(out))
+        return real(of)
+
+    monkeypatch.setattr(loop, "train_epoch", meanwhile)
+    with pytest.raises(InputError, match="another training writes into"):
+        run(recipe, index, out, resume=resumed)
+    assert kept == [files(out)]
+
+
+@pytest.mark.parametrize("epochs", [1, 0])
+def test_foreign_weights_are_kept_when_a_run_goes_on_and_no_link_is_written_through(
+    epochs: int, index: Index, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "w"
+    stop_after(1, QUICK, index, out)
+    if not epochs:
+        began = training(QUICK, index, tmp_path / "none", progress=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train_epoch", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(began)
+        out = tmp_path / "none"
+    (out / "foreign.pth").write_bytes(b"a colleague's weights")
+    (out / "best.pth").unlink(missing_ok=True)
+    (out / "best.pth").symlink_to("foreign.pth")
+    run(QUICK, index, out, resume=True)
+    assert (out / "foreign.pth").read_bytes() == b"a colleague's weights"
+    assert (out / "best_earlier_1.pth").read_bytes() == b"a colleague's weights"
+    assert (out / "best.pth").read_bytes() == (whole / "best.pth").read_bytes()
+    assert not (out / "best.pth").is_symlink()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_stderr_that_takes_nothing_costs_no_training(
+    command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert train.main(command("--epochs", "1")) == 0
+
+
+def test_a_place_that_cannot_be_written_is_told_before_faces_are_looked_for(
+    own: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("face_gender.data.landmarks.find_landmarks", interrupted)
+    recipe = get_recipe("resnet18_tuned", init="none", size=(32, 32))
+    (tmp_path / "w").write_text("a file")
+    with pytest.raises(InputError, match="w/resnet18_tuned cannot be written") as caught:
+        run(recipe, own, tmp_path / "w")
+    sentence(caught)
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    with pytest.raises(InputError, match="new/resnet18_tuned cannot be written"):
+        run(recipe, own, tmp_path / "new")
 
 
 @pytest.mark.parametrize("removed", [True, False])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
+from conftest import nearly_full
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentences import sentence
@@ -216,26 +216,6 @@ def test_what_is_no_partial_result_is_never_written_over(tmp_path: Path, monkeyp
     refused("cannot be written")
 
 
-class NearlyFull:
-    """A file on a disk that has room for ``room`` bytes."""
-
-    def __init__(self, path: Path, mode: str, room: int) -> None:
-        self.file, self.room = open(path, mode, buffering=0), room  # noqa: SIM115
-
-    def write(self, data: bytes) -> int:
-        if not self.room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = self.file.write(data[: self.room])
-        self.room -= written
-        return written
-
-    def __enter__(self) -> NearlyFull:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-
 def test_a_disk_that_fills_up_at_any_byte_is_a_sentence_and_keeps_the_rest(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -243,12 +223,8 @@ def test_a_disk_that_fills_up_at_any_byte_is_a_sentence_and_keeps_the_rest(
     write(output, NAMES)
     length = len(partial_path(output).read_bytes())
     for room in range(0, length, 7):
-
-        def opened(path: Path, mode: str, buffering: int = -1, room: int = room):  # type: ignore[no-untyped-def]
-            return open(path, mode) if mode == "rb" else NearlyFull(path, mode, room)
-
         with monkeypatch.context() as patch:
-            patch.setattr("face_gender.classify.resume.open", opened, raising=False)
+            patch.setattr("face_gender.classify.resume.open", nearly_full(room), raising=False)
             with pytest.raises(InputError, match="No space left on device") as caught:
                 write(output, NAMES)
         assert "--resume" in sentence(caught)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import sys
 import unicodedata
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ def test_class_folders_go_by_many_names(
     expected |= {f"{top}{female}/f_{i}.jpg": 1 for i in range(4)}
     assert label_of(scan) == expected
     assert scan.names == sorted(scan.names)
-    said = taken_in_words(scan.names, scan.source)
+    said = taken_in_words(label_of(scan), scan.source)
     usual = (male, female) == ("male", "female")
     assert said == ("" if usual else f"taken: {male}/ as male, {female}/ as female")
 
@@ -76,9 +79,24 @@ def test_what_is_taken_and_left_out_is_one_line(
         "beside the class folders": 1,
         OTHER_ENDING: 1,
     }
-    said = taken_in_words(scan.names, scan.source)
+    said = taken_in_words(label_of(scan), scan.source)
     assert said.startswith("taken: male/, men/ as male, female/ as female; passed over: 2 in ")
     assert "\n" not in said
+
+
+def test_a_folder_in_a_class_folder_is_none_of_the_other_class(few: Path) -> None:
+    """Such as one for each initial letter."""
+    put(few, "male/f/x.jpg", "female/m/y.jpg")
+    scan = scan_data(few)
+    assert label_of(scan)["male/f/x.jpg"] == 0 and label_of(scan)["female/m/y.jpg"] == 1
+    assert taken_in_words(label_of(scan), scan.source) == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names on Windows")
+def test_a_list_names_pictures_with_a_backslash_in_their_name(few: Path) -> None:
+    put(few, "a\\b.jpg", "in/c.jpg")
+    (few / "labels.csv").write_text("path,label\na\\b.jpg,female\nin\\c.jpg,male\n")
+    assert label_of(scan_data(few / "labels.csv")) == {"a\\b.jpg": 1, "in/c.jpg": 0}
 
 
 def test_suffix_in_any_case_and_folders_inside_are_rows(few: Path) -> None:
@@ -359,6 +377,9 @@ def die(*_: object) -> Any:
 def test_killed_workers_cost_nothing_but_time(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = check(mixed)
     in_processes(monkeypatch)
+    # Other ways to start workers, such as Python 3.14's, would import what is not patched.
+    forked = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
+    monkeypatch.setattr(hashing, "ProcessPoolExecutor", forked)
     parent, real = os.getpid(), hashing.decode_image
     monkeypatch.setattr(
         hashing,

@@ -335,12 +335,6 @@ def test_a_file_that_grows_or_shrinks_while_it_is_read_is_told(
         read_file(path)
 
 
-@pytest.mark.parametrize("name", ["a\0b.jpg", "\ud800.jpg", "x" * 5000 + ".jpg", "", ".", "../a"])
-def test_a_name_that_no_file_has_is_an_oserror(name: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError):
-        FolderSource(tmp_path).read(name)
-
-
 # --- single files ---------------------------------------------------------------------------------
 
 
@@ -472,7 +466,7 @@ def test_one_archive_is_read_by_threads_processes_and_copies_at_once(
     content = {f"{i}.jpg": bytes([i]) * 5_000 for i in range(60)}
     source = ArchiveSource(zip_of(tmp_path / "many.zip", content, method))
     copied = pickle.loads(pickle.dumps(source))
-    for start in multiprocessing.get_all_start_methods()[:2] if method == METHODS[1] else ["fork"]:
+    for start in ("fork", "spawn") if method == METHODS[1] else ("fork",):
         context = multiprocessing.get_context(start)
         with ProcessPoolExecutor(2, mp_context=context) as pool, ThreadPoolExecutor(8) as threads:
             found = [pool.map(source.read, content), threads.map(source.read, content)]

@@ -123,11 +123,6 @@ def test_weights_of_any_precision_become_float32(dtype: torch.dtype, tmp_path: P
     assert_same(opened(weights, tmp_path), {k: each.float() for k, each in weights.items()})
 
 
-def test_the_older_file_format_opens(tmp_path: Path) -> None:
-    weights = weights_of()
-    assert_same(opened(weights, tmp_path, _use_new_zipfile_serialization=False), weights)
-
-
 @pytest.mark.parametrize("name", ["fc.0", "fc.1", "fc.drop.linear", "classifier", "head", "fc2"])
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_a_last_layer_of_another_name_is_found(name: str, prefix: str, tmp_path: Path) -> None:

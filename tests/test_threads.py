@@ -97,6 +97,7 @@ def test_after_an_interruption_no_item_is_begun() -> None:
 
 def test_what_waits_for_a_thread_is_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """A future for each of a million pictures would take 2 GB."""
+    monkeypatch.setattr("face_gender.threads.cpu_count", lambda: 2)
     with ThreadPoolExecutor(2) as pool:
         submitted, submit = [], pool.submit
         monkeypatch.setattr(pool, "submit", lambda *of: submitted.append(of) or submit(*of))

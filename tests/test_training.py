@@ -43,18 +43,6 @@ ONE_EPOCH = replace(QUICK, epochs=1, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """16 pictures to train on, 4 to choose by, 4 to test; not to be written to."""
-    return make_index(make_faces(tmp_path_factory.mktemp("data"), 12, 12), landmarks=True)
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Index:
-    """The same for a test that spoils pictures."""
-    return make_index(make_faces(tmp_path / "data", 12, 12))
-
-
-@pytest.fixture(scope="module")
 def trained(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of QUICK; not to be written to."""
     out = tmp_path_factory.mktemp("trained")
@@ -256,6 +244,23 @@ def test_without_imagenet_weights_nothing_is_trained_or_moved(
         run("resnet18", index, out)
     assert "resnet18-f37072fd.pth" in sentence(caught)
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["best.pth"]
+
+
+def test_damaged_weights_to_start_from_and_nothing_to_train_are_sentences(
+    index: Index, tmp_path: Path
+) -> None:
+    start = make_checkpoint()
+    start.save(tmp_path / "whole.pth")
+    start.weights["conv1.weight"][0] = math.nan
+    start.save(tmp_path / "nan.pth")
+    for name, frozen, words in (
+        ("nan.pth", (), "nan.pth: weights in it are no numbers"),
+        ("whole.pth", ("",), "has no layer left to train"),
+    ):
+        recipe = replace(QUICK, init=str(tmp_path / name), frozen=frozen)
+        with pytest.raises(InputError) as caught:
+            run(recipe, index, tmp_path / "w")
+        assert words in sentence(caught)
 
 
 @pytest.mark.parametrize(

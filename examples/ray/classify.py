@@ -119,7 +119,13 @@ def files_in(text: str, ending: str = "") -> tuple[FileSystem, list[str]]:
     if filesystem.get_file_info(path).type == FileType.File:
         return filesystem, [path]
     found = filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
-    visible = [each.path for each in found if each.is_file and "/." not in each.path[len(path) :]]
+    try:
+        names = [each.path for each in found if each.is_file]
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{text} holds a name that is not UTF-8 ({error.object!r}): rename the file."
+        ) from error
+    visible = [name for name in names if "/." not in name[len(path) :]]
     return filesystem, sorted(name for name in visible if name.endswith(ending))
 
 
@@ -150,6 +156,8 @@ def paths_done(output: str) -> pa.Array:
     done: list[pa.Array] = []
     for name in names:
         try:
+            if "path" not in pq.read_schema(name, filesystem=filesystem).names:
+                raise InputError(f"{name} was not written by this command: name another OUTPUT.")
             table = pq.read_table(name, columns=["path"], filesystem=filesystem)
         except pa.ArrowInvalid as error:
             raise InputError(

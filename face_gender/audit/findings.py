@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,14 @@ import pandas as pd
 
 from face_gender import CLASSES
 from face_gender.audit.duplicates import Pairs
-from face_gender.audit.page import HEADINGS, MAX_RELATED
+from face_gender.audit.page import HEADINGS
 from face_gender.audit.pictures import QUALITY_ISSUES
 from face_gender.data.tables import find_path_column
 
 COLUMNS = ("path", "label", "issue", "score", "related", "suggestion")
 
+# No more of the others are named: a thousand copies of one placeholder would name a million.
+MAX_RELATED = 24
 _QUALITY_ADVICE = "leave out where the face cannot be made out"
 # Below what --apply leaves out: a detector overlooks faces, and of several the main one is used.
 _NO_FACE_FOUND, _SEVERAL_FACES = 0.45, 0.3
@@ -90,13 +93,11 @@ class Judged:
         for rows in self._same_bytes():
             if len({int(self.labels[row]) for row in rows}) > 1:
                 for row in rows:
-                    others = "|".join(
-                        [self.paths[each] for each in rows if each != row][:MAX_RELATED]
-                    )
+                    others = islice((self.paths[each] for each in rows if each != row), MAX_RELATED)
+                    advice = f"leave out all {len(rows)}, or keep the one whose label is right"
                     found.append(
-                        self._row(row, "duplicate_other_label", 1.0, "leave out all of them, or "
-                                  "keep the one whose label is right", others)
-                    )  # fmt: skip
+                        self._row(row, "duplicate_other_label", 1.0, advice, "|".join(others))
+                    )
             else:
                 kept = self.paths[rows[0]]
                 found += [

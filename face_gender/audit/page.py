@@ -78,10 +78,6 @@ HEADINGS = {
     ),
 }
 
-# More related pictures than these are counted on the card, not shown: a thousand copies of one
-# placeholder would otherwise be a million entries.
-MAX_RELATED = 24
-
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -161,16 +157,12 @@ def _tabs(findings: pd.DataFrame, store: _Store) -> list[dict[str, Any]]:
     packed: dict[str, list[list[Any]]] = {issue: [] for issue in HEADINGS}
     for row in findings.itertuples(index=False):
         own = store.number(row.path)
-        related = row.related.split("|") if row.related else []
-        shown = [
+        related = [
             [store.number(each), label_of.get(each) or _implied_label(row.issue, row.label)]
-            for each in related[:MAX_RELATED]
+            for each in (row.related.split("|") if row.related else [])
         ]
-        # Compared with the slider as it is shown: three digits.
-        score, more = round(row.score, 3), len(related) - len(shown)
-        packed[row.issue].append(
-            [own, row.label, score, shown, more, row.suggestion, row.looks_like]
-        )
+        score = round(row.score, 3)  # compared with the slider as it is shown: three digits
+        packed[row.issue].append([own, row.label, score, related, row.suggestion, row.looks_like])
     return [
         {"name": issue, "title": heading, "help": explanation, "findings": packed[issue]}
         for issue, (heading, explanation) in HEADINGS.items()

@@ -24,7 +24,7 @@ from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
 from face_gender.data.split import split_rows
 from face_gender.data.tables import write_index
-from face_gender.errors import InputError
+from face_gender.errors import InputError, printable
 from face_gender.files import check_output, cpu_count, make_folder
 from face_gender.model.checkpoint import read_checkpoint
 from face_gender.model.recipes import Recipe, get_recipe
@@ -66,7 +66,8 @@ class AuditReport:
         """Return the counts and what was written, as text of a few lines."""
         found = self.counts().to_string() if len(self.findings) else "nothing found"
         total = f"{len(self.table)} pictures, {len(self.findings)} findings"
-        return "\n".join([found, *self.notes, total, *(f"wrote {path}" for path in self.files)])
+        lines = [*self.notes, total, *(f"wrote {path}" for path in self.files)]
+        return "\n".join([found, *map(printable, lines)])
 
 
 @without_resume()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from face_gender.console import without_library_messages
-from face_gender.errors import InputError
+from face_gender.errors import InputError, first_line
 from face_gender.files import cpu_count, sha256_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,  # other programs may be on those cores
         }
         preprocessing = checkpoint.preprocessing
-        self._compiled = _core().compile_model(_from_pixels(model, checkpoint), "CPU", options)
+        from_pixels = _from_pixels(model, checkpoint)
+        self._compiled = openvino_core().compile_model(from_pixels, "CPU", options)
         self._local = threading.local()
         # One run before any thread asks: where two ask first at a time, they wait for each other
         # for ever, as the binding imports numpy's interface under a lock of its own.
@@ -128,7 +129,7 @@ class OpenVino:
 
 
 @cache
-def _core() -> Any:
+def openvino_core() -> Any:
     """Return the one OpenVINO of this process, which is kept to its end.
 
     Its plugin for CPUs gives the thread that loads it another stack for signals, and takes it away
@@ -137,13 +138,18 @@ def _core() -> Any:
     """
     # Importing OpenVINO tells Google Analytics so, unless this library cannot be had.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError(
+            f"openvino cannot be imported ({first_line(error)}): install it again, or use "
+            "--engine torch."
+        ) from error
     return openvino.Core()
 
 
 def _read(path: Path, weights: Path) -> Any:
-    core = _core()
+    core = openvino_core()
     try:
         with without_library_messages():
             return core.read_model(path)

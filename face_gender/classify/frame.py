@@ -121,7 +121,7 @@ def _readers(
     """
     if isinstance(picture, str | os.PathLike):
         path = Path(picture)
-        if path.is_dir() or path.suffix.lower() == ".zip":
+        if os.path.isdir(path) or path.suffix.lower() == ".zip":
             source, names = find_images(picture, recursive)
             yield from ((f"{path}/{name}", partial(source.read, name)) for name in names)
             for name, reason in source.unlisted:

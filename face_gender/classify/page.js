@@ -263,7 +263,7 @@ function thumbnail(i) {
 function photo(i, sharp = false) {
   const small = embedded(data.photo[data.picture[i]]);
   const plain = data.box[i] && data.photo[data.picture[i]] !== undefined ? null : embedded(data.thumb[i]);
-  return framed(i, sharp ? [link(i), small, plain] : [small, plain, link(i)], true, sharp ? plain : null);
+  return framed(i, sharp ? [link(i), small, plain] : [small, plain, link(i)], true);
 }
 
 // Show the first of some addresses that can be shown; boxes are in pixels of the whole picture.

@@ -279,7 +279,7 @@ def _base(source: Source, page: Path) -> str | None:
     """Return the address of a folder as the page links to it, None for an archive."""
     if not isinstance(source, FolderSource):
         return None
-    folder, own = os.path.abspath(source.path), os.path.dirname(os.path.realpath(page))
+    folder, own = os.path.realpath(source.path), os.path.dirname(os.path.realpath(page))
     try:
         return quote(os.fsencode(Path(os.path.relpath(folder, own)).as_posix()))
     except ValueError:  # on another drive of Windows

@@ -133,8 +133,11 @@ def write_results(
             for each in predictions
         }
         text = json.dumps(flat, ensure_ascii=False, indent=2) + "\n"
-    # A name that is not UTF-8 holds lone surrogates, and \udcXX is how JSON writes these.
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    # A name that is not UTF-8 holds lone surrogates. \udcXX is how JSON writes these; in a CSV
+    # they are the name's own bytes, as in an index, but on Windows, where they stand for none.
+    keeps_bytes = form == "csv" and os.name != "nt"
+    data = text.encode("utf-8", "surrogateescape" if keeps_bytes else "backslashreplace")
+    write_atomically(path, lambda file: file.write(data))
 
 
 def _faces(prediction: Prediction, threshold: float) -> list[dict[str, Any]]:

@@ -99,7 +99,8 @@ def run(options: argparse.Namespace) -> None:
     for paths in index.report.contradictions:
         print_stderr(f"left out, same bytes under both labels: {', '.join(paths)}")
     print_stdout(index.summary())
-    if note := taken_in_words(index.table["path"], index.source):
+    label_of = dict(zip(index.table["path"], index.table["label"], strict=True))
+    if note := taken_in_words(label_of, index.source):
         print_stdout(note)
 
 

@@ -71,7 +71,7 @@ class Augmentation:
         """
         if not len(images):  # the shard of a process that the last batch has no picture for
             return images
-        uniform = dict(zip(_NAMES, uniforms.to(images.device).unbind(1), strict=True))
+        uniform = dict(zip(NAMES, uniforms.to(images.device).unbind(1), strict=True))
         if self.background:
             images = _hide_background(images, uniform, self.background)
         if self.downscale:
@@ -119,12 +119,12 @@ class Augmentation:
         return framed
 
 
-_NAMES = (
+NAMES = (
     "flip", "angle", "zoom", "right", "down", "brightness", "contrast", "saturation", "grey",
     "downscale", "size", "erasing", "area", "shape", "top", "left",
     "border", "blur", "sigma", "background", "red", "green", "blue",
 )  # fmt: skip
-N_UNIFORMS = len(_NAMES)
+N_UNIFORMS = len(NAMES)
 _FRACTIONS = (
     "horizontal_flip", "shift", "colour", "grey", "downscale", "erasing", "reflection", "blur",
     "background",

@@ -23,7 +23,7 @@ from face_gender.data.landmarks import coordinates_of, face_in
 from face_gender.data.preprocessing import FaceTransform, stack
 from face_gender.data.sources import DriveGoneError
 from face_gender.errors import InputError, UnreadablePictureWarning, excerpt, printable
-from face_gender.faces.detector import Face
+from face_gender.faces.detector import Face, opencv
 from face_gender.files import cpu_count
 from face_gender.threads import threads_on_one_core_each
 
@@ -61,6 +61,7 @@ class FaceDataset(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.coordinates = None
         if isinstance(transform, FaceTransform) and transform.preprocessing.aligns:
+            opencv()  # which aligns, also where the faces are known: told here, not by a worker
             self.coordinates = coordinates_of(rows.with_landmarks(progress).table)
 
     def __len__(self) -> int:

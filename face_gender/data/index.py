@@ -159,11 +159,7 @@ class Index:
             return self
         if name not in SPLITS:
             raise InputError(f"there is no split {name!r}: choose one of {', '.join(SPLITS)}.")
-        if "split" not in self.table:
-            raise InputError(
-                f"{self.name} has no column split: make one with data_split.py {self.name} "
-                "--output NEW, or choose all rows with --split all (split=None)."
-            )
+        _check_has_split(self)
         rows = self.table[self.table["split"] == name]
         if rows.empty:
             raise InputError(f"{self.name} has no pictures in split {name!r}: use other ratios.")
@@ -181,7 +177,7 @@ class Index:
         return row_hashes(self.table, self.source)
 
     def count_seen(self, hashes: npt.ArrayLike) -> int:
-        """Return how many rows have one of these hashes (64 bits, as `Checkpoint.seen` has)."""
+        """Return how many rows have one of these hashes, of 64 bits: `Checkpoint.seen_hashes`."""
         known = {each % 2**64 for each in np.asarray(hashes).tolist()}
         if not known:
             return 0
@@ -198,7 +194,11 @@ class Index:
         ]
 
     def counts(self) -> pd.DataFrame:
-        """Return the number of pictures by split (rows) and class (columns)."""
+        """Return the number of pictures by split (rows) and class (columns).
+
+        Raises InputError where the index has no splits.
+        """
+        _check_has_split(self)
         classes = self.table["label"].map(dict(enumerate(CLASSES)))
         counts = pd.crosstab(self.table["split"], classes)
         return counts.reindex(index=list(SPLITS), columns=list(CLASSES), fill_value=0)
@@ -215,6 +215,14 @@ class Index:
             words += f"; no face found in {int((faces == 0).sum())}"
             words += f", several in {int((faces > 1).sum())}"
         return f"{self.counts().to_string()}\n{words}"
+
+
+def _check_has_split(index: Index) -> None:
+    if "split" not in index.table:
+        raise InputError(
+            f"{index.name} has no column split: make one with data_split.py {index.name} "
+            "--output NEW, or choose all rows with --split all (split=None)."
+        )
 
 
 def list_pictures(

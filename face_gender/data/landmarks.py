@@ -13,7 +13,7 @@ import pandas as pd
 from face_gender.console import progress_bar
 from face_gender.data.images import UnreadableImage, load_image
 from face_gender.data.sources import Source
-from face_gender.errors import UnreadablePictureWarning, printable
+from face_gender.errors import InputError, UnreadablePictureWarning, excerpt, printable
 from face_gender.faces.detector import DETECTOR_SIDE, Detector, Face, load_detector
 from face_gender.files import cpu_count
 from face_gender.threads import map_in_order, threads_on_one_core_each
@@ -74,9 +74,22 @@ def prepared(preprocessing: Preprocessing, pixels: Tensor, detector: Detector | 
 
 
 def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:
-    """Return COORDINATES of each row as (n, 14) float32, NaN where a cell is empty."""
-    columns = [pd.to_numeric(table[name], errors="coerce") for name in COORDINATES]
-    return np.stack([each.to_numpy(np.float32, na_value=np.nan) for each in columns], axis=1)
+    """Return COORDINATES of each row as (n, 14) float32, NaN where a cell is empty.
+
+    Raises InputError for a cell that is no number.
+    """
+    columns = []
+    for name in COORDINATES:
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        cells = table[name].astype(object)
+        wrong = cells[numbers.isna() & cells.notna() & (cells != "")]
+        if len(wrong):
+            raise InputError(
+                f"the index, row {wrong.index[0] + 1}: {name} {excerpt(str(wrong.iloc[0]))!r} is "
+                "no number: write it with a decimal point, or make the index again."
+            )
+        columns.append(numbers.to_numpy(np.float32, na_value=np.nan))
+    return np.stack(columns, axis=1)
 
 
 def add_landmarks(table: pd.DataFrame, source: Source, progress: bool = True) -> pd.DataFrame:

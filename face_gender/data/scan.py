@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,8 @@ class Scan(NamedTuple):
     """Where to read from, the pictures' sorted names and labels, their groups, other files.
 
     ``source.passed_over`` says how many files were left out, by kind; ``others`` are those in
-    class folders that do not end like a picture; ``unlisted`` are folders that cannot be listed.
+    class folders that do not end like a picture; ``unlisted``: (name, reason) of what
+    cannot be looked into.
     """
 
     source: Source
@@ -78,15 +79,23 @@ def scan_data(data: Path) -> Scan:
     return Scan(source, names, labels, {}, others, tuple(source.unlisted))
 
 
-def class_folders(names: Iterable[str]) -> dict[str, int]:
-    """Return the folders, of those that pictures lie in, that tell a class, with the label."""
-    parts = {part for name in names for part in name.split("/")[:-1][:2]}
-    return {part: label for part in sorted(parts) if (label := class_of(part)) is not None}
+def class_folders(label_of: Mapping[str, int]) -> dict[str, int]:
+    """Return the folders that tell the class of the pictures in them, with the label."""
+    found: dict[str, int] = {}
+    places = {(tuple(name.split("/")[:-1][:2]), label) for name, label in label_of.items()}
+    for parts, label in places:
+        folder = next((part for part in parts if class_of(part) == label), None)
+        if folder is not None:
+            found[folder] = label
+    return found
 
 
-def taken_in_words(names: Iterable[str], source: Source) -> str:
-    """Return a line about class folders of other names than usual and files passed over, or ""."""
-    folders = class_folders(names)
+def taken_in_words(label_of: Mapping[str, int], source: Source) -> str:
+    """Return a line about class folders of other names than usual and files passed over, or "".
+
+    ``label_of``: the label of each picture's name.
+    """
+    folders = class_folders(label_of)
     usual = len(folders) <= len(CLASSES) and folders.keys() <= set(CLASSES)
     taken = [
         f"{_in_words(folder for folder, of in folders.items() if of == label)} as {name}"
@@ -203,7 +212,12 @@ def _scan_list(path: Path) -> Scan:
     """Find the pictures that a CSV names, beside the CSV or in class folders."""
     table = read_labels(path, _GIVE_LIST)
     source = FolderSource(path.parent)
-    named, labels = [_posix(name) for name in table["path"]], table["label"].tolist()
+    # A backslash is a slash, unless a file has it in its name, as none has on Windows.
+    named = [
+        each if os.name != "nt" and "\\" in each and source.find(each) else _posix(each)
+        for each in table["path"]
+    ]
+    labels = table["label"].tolist()
     folders = [name for name in sorted(os.listdir(source.path)) if class_of(name) is not None]
     names = [
         _locate(source, name, [each for each in folders if class_of(each) == label])

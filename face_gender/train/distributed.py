@@ -108,6 +108,8 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
             f"RANK and the like are not as torchrun sets them ({error}): start with torchrun."
         ) from error
     world = World(rank, size, local_rank, local_size, _job())
+    if size > 1 and device in ("auto", "cuda") and local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)  # first, or each process would try GPU 0
     chosen = pick_device(device)
     if size == 1:
         return world, chosen
@@ -122,7 +124,6 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
                 "process for each GPU, with --device cuda or auto."
             )
         chosen = torch.device("cuda", world.local_rank)
-        torch.cuda.set_device(chosen)
     elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's own, where nobody has chosen
         torch.set_num_threads(world.processors)
     if not dist.is_initialized():

@@ -59,8 +59,13 @@ def _try_size(model: nn.Module, recipe: Recipe) -> None:
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser of all parameters that are not frozen."""
+    """Return the recipe's optimiser of all parameters that are not frozen.
+
+    Raises InputError where all are.
+    """
     parameters = [each for each in model.parameters() if each.requires_grad]
+    if not parameters:
+        raise InputError(f"{recipe.name} has no layer left to train: freeze fewer (frozen).")
     rate, decay = recipe.learning_rate, recipe.weight_decay
     fused = parameters[0].device.type in ("cpu", "cuda")
     if recipe.optimizer == "sgd":

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import operator
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
+from face_gender.console import Stderr
 from face_gender.data.dataset import Batch, FaceDataset, FaceLoader, make_loader, soft_labels
 from face_gender.data.index import Index
 from face_gender.devices import in_bits, keep_freed_memory, mixed_precision
@@ -118,9 +120,12 @@ class Run:
         )
 
     def _with_landmarks(self, index: Index) -> Index:
-        """Return the index with landmarks, which one process finds for all."""
-        table = index.with_landmarks(self.progress).table if self.world.is_main else index.table
-        return replace(index, table=self.world.broadcast(table))
+        """Return the index with landmarks, of which each process finds its share for all."""
+        rank, size, places = self.world.rank, self.world.size, np.arange(len(index))
+        share = replace(index, table=index.table.iloc[rank::size])
+        every = self.world.all_gather(share.with_landmarks(self.progress).table)
+        order = np.concatenate([places[each::size] for each in range(size)]).argsort()
+        return replace(index, table=pd.concat(every).iloc[order])
 
     def _loader(self, rows: Index, transform: Any, workers: int | None) -> FaceLoader:
         return make_loader(
@@ -143,6 +148,7 @@ class Run:
             )
         found = None
         if self.world.is_main:
+            self.folder.check_writable()
             found = self.folder.find(resume, self.world.job, self.index_hash, self.seed, recipe)
             if resume and not found:
                 self.say(f"{self.folder.last} does not exist yet: training begins")
@@ -160,7 +166,7 @@ class Run:
                 "without --resume (resume=True)."
             ) from error
         self.history = list(state.history)
-        if self.world.is_main and self.epochs:
+        if self.world.is_main:
             self.folder.go_on(best_epoch(self.recipe, self.history))
         self.say(f"{self.folder.last}: {self.epochs} of {self.recipe.epochs} epochs are complete")
 
@@ -181,7 +187,7 @@ class Run:
     def say(self, line: str) -> None:
         """Write a line to stderr, beside the progress bars; without them, nothing."""
         if self.progress:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(line, file=Stderr())
 
     def close(self) -> None:
         """End the loaders' workers."""

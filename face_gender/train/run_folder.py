@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 from torch import Tensor
 
 from face_gender.errors import InputError
-from face_gender.files import copy_atomically, remove_leftovers, write_atomically
+from face_gender.files import copy_atomically, remove_leftovers, sha256_of, write_atomically
 from face_gender.model.checkpoint import Checkpoint, parse_content, plain, read_content
 from face_gender.model.recipes import Recipe
 
@@ -97,23 +98,32 @@ class RunFolder:
         self.out = out
         self.path = out / name
         self.last = self.path / "last.pth"
-        self._history = self.path / "history.csv"
-        self._written: bytes | None = None  # history.csv, once this object has written it
+        self._own: str | None = None  # the digest of last.pth as this object has read or written it
+
+    def _digest(self) -> str | None:
+        """Return the sha256 of last.pth, None where there is none.
+
+        Its time would do, but for drives in the network, which may change it later.
+        """
+        with suppress(OSError):
+            return sha256_of(self.last)
+        return None
 
     def _check_own(self) -> None:
         """Raise InputError where another training has begun in the folder since the last epoch."""
-        if self._written is None:
-            return
-        if self._history.exists() and self._history.read_bytes() == self._written:
-            return
-        # A person may have saved it from a spreadsheet, or removed it; nobody edits last.pth.
-        found = self.load()
-        rows = found[1].history if found else []
-        if not rows or _csv(rows) != self._written:
+        if self._digest() not in (self._own, None):
             raise InputError(
                 f"another training writes into {self.path}, and has moved this one's epochs to "
                 "earlier_1 or the like there: give each an --output of its own."
             )
+
+    def check_writable(self) -> None:
+        """Raise InputError where nothing can be written, before any work; make nothing."""
+        for folder in (self.path, self.out):
+            there = next(filter(os.path.exists, (folder, *folder.absolute().parents)))
+            if not there.is_dir() or not os.access(there, os.W_OK):
+                reason = errno.EACCES if there.is_dir() else errno.ENOTDIR
+                raise self._unwritable(os.strerror(reason))
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the path of an epoch's checkpoint."""
@@ -121,7 +131,8 @@ class RunFolder:
 
     def load(self) -> tuple[Checkpoint, TrainingState] | None:
         """Read last.pth, None where there is none. Raises InputError for one that is damaged."""
-        if not self.last.exists():
+        self._own = self._digest()
+        if self._own is None:
             return None
         content = read_content(self.last)
         checkpoint = parse_content(content, self.last)
@@ -172,6 +183,7 @@ class RunFolder:
         """Make the folder, move the files of earlier runs aside, and write the first last.pth."""
         with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
+            self._keep_foreign_best()
             earlier = [*sorted(self.path.glob("epoch_*.pth")), *self.path.glob("best.pth")]
             if earlier:
                 earlier += [*self.path.glob("history.csv"), *self.path.glob("last.pth")]
@@ -180,8 +192,7 @@ class RunFolder:
                 # last.pth first: without it, nothing takes the rest for a run to go on with.
                 for file in reversed(earlier):
                     file.rename(aside / file.name)
-            self._keep_foreign_best()
-        checkpoint.save(self.last, training=vars(state))
+        self._save(checkpoint, state)
 
     def go_on(self, best_epoch: int) -> None:
         """Let best.pth be what it was at the end of the last complete epoch."""
@@ -189,8 +200,9 @@ class RunFolder:
             best, own = self.checkpoint(best_epoch), self.path / "best.pth"
             if best.exists() and not _same(best, own):
                 if _same(self.out / "best.pth", own):
-                    copy_atomically(best, self.out / "best.pth")
-                copy_atomically(best, own)
+                    _replace(self.out / "best.pth", best)
+                _replace(own, best)
+            self._keep_foreign_best()
 
     def write(self, checkpoint: Checkpoint, state: TrainingState, is_best: bool) -> None:
         """Write what an epoch leaves, last.pth at the end. Raises InputError."""
@@ -198,11 +210,14 @@ class RunFolder:
         path = self.checkpoint(len(state.history) - 1)
         checkpoint.save(path)
         if is_best:
-            copy_atomically(path, self.path / "best.pth")
-            copy_atomically(path, self.out / "best.pth")
-        self._written = written = _csv(state.history)
-        write_atomically(self._history, lambda file: file.write(written))
+            _replace(self.path / "best.pth", path)
+            _replace(self.out / "best.pth", path)
+        write_atomically(self.path / "history.csv", partial(_write_csv, state.history))
+        self._save(checkpoint, state)
+
+    def _save(self, checkpoint: Checkpoint, state: TrainingState) -> None:
         checkpoint.save(self.last, training=vars(state))
+        self._own = self._digest()
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
@@ -213,10 +228,12 @@ class RunFolder:
             remove_leftovers(self.path)
             remove_leftovers(self.out, "best.pth", seconds=3600)
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written ({error.strerror}): name another folder for the "
-                "weights."
-            ) from error
+            raise self._unwritable(error.strerror) from error
+
+    def _unwritable(self, reason: str | None) -> InputError:
+        return InputError(
+            f"{self.path} cannot be written ({reason}): name another folder for the weights."
+        )
 
     def _keep_foreign_best(self) -> None:
         """Keep a copy of an ``out/best.pth`` that stands nowhere else, before it is replaced."""
@@ -243,9 +260,15 @@ def _check_same_recipe(earlier: Recipe, now: Recipe, last: Path) -> None:
         )
 
 
-def _csv(history: Sequence[Mapping[str, Any]]) -> bytes:
-    text: str = pd.DataFrame(history).to_csv(index=False, lineterminator="\n", na_rep="nan")
-    return text.encode()
+def _write_csv(history: Sequence[Mapping[str, Any]], file: IO[bytes]) -> None:
+    pd.DataFrame(history).to_csv(file, index=False, lineterminator="\n", na_rep="nan")
+
+
+def _replace(best: Path, epoch: Path) -> None:
+    """Make a best.pth a copy of an epoch's file; a link, which leads to another epoch's, goes."""
+    if best.is_symlink():
+        best.unlink()
+    copy_atomically(epoch, best)
 
 
 def _same(one: Path, other: Path) -> bool:
