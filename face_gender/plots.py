@@ -275,12 +275,12 @@ def explained_mistakes(result: Evaluation, index: Index, checkpoint: Checkpoint)
     wrong = result.mistakes()
     chosen = (wrong if len(wrong) else result.confidence.argsort())[:8].tolist()
     preprocessing = checkpoint.preprocessing
-    table = index.table.drop_duplicates("path").set_index("path", drop=False)
-    rows = replace(index, table=table.loc[result.paths[chosen]])
+    row_of = {path: row for row, path in enumerate(index.table["path"])}
+    table = index.table.iloc[[row_of[path] for path in result.paths[chosen]]]
+    rows = replace(index, table=table)
     faces = FaceDataset(rows, None, preprocessing.eval_transform(), progress=False)
-    samples = map(PixelDataset(faces, 1).__getitem__, range(len(faces)))
-    found = {i: each.pixels for i, each in zip(chosen, samples, strict=True)}
-    readable = {i: pixels for i, pixels in found.items() if pixels is not None}
+    seen = PixelDataset(faces, 1)
+    readable = {i: x for n, i in enumerate(chosen) if (x := seen[n].pixels) is not None}
     what = "most confident mistakes" if len(wrong) else "least confident predictions"
     title = f"The {what}, and where the net looked"
     if not readable:
