@@ -188,7 +188,7 @@ def exit_code(error: KeyboardInterrupt) -> int:
     return 143 if isinstance(error, Terminated) else 130
 
 
-class Stderr:
+class _Stderr:
     """sys.stderr as it is now; that it is closed or gone must not cost a result."""
 
     def write(self, text: str) -> None:
@@ -200,6 +200,9 @@ class Stderr:
         """Flush likewise."""
         with suppress(AttributeError, OSError, ValueError):
             sys.stderr.flush()
+
+
+STDERR = _Stderr()  # one, by which tqdm knows that a line and a bar share a place
 
 
 @contextmanager
@@ -219,7 +222,7 @@ def without_library_messages() -> Iterator[None]:
     except OSError:  # a service has no stderr
         yield
         return
-    Stderr().flush()
+    STDERR.flush()
     with suppress(AttributeError, OSError, ValueError):  # a notebook's or a test's is no file
         if python.fileno() == 2:
             sys.stderr = os.fdopen(own, "w", 1, python.encoding, python.errors, closefd=False)
@@ -228,7 +231,7 @@ def without_library_messages() -> Iterator[None]:
     try:
         yield
     finally:
-        Stderr().flush()
+        STDERR.flush()
         os.dup2(own, 2)
         sys.stderr, _stderr = python, before
         os.close(own)
@@ -267,7 +270,7 @@ def progress_bar(
     if in_notebook():
         pass  # which has a bar of its own
     elif getattr(sys.stderr, "isatty", bool)():
-        how["file"] = Stderr()
+        how["file"] = STDERR
     else:
         form = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left{postfix}"
         how |= {"file": _Lines(), "mininterval": 30, "maxinterval": 30, "bar_format": form}
@@ -282,7 +285,7 @@ def escape_unencodable() -> None:
 
 def print_stderr(text: str) -> None:
     """Write a line to stderr, and no more than a line whatever names are in it."""
-    Stderr().write(f"{printable(text)}\n")
+    STDERR.write(f"{printable(text)}\n")
 
 
 def print_stdout(text: str) -> None:
@@ -346,7 +349,10 @@ def run_command(
         return 1
     except (RuntimeError, MemoryError) as error:
         if "can't start new thread" in str(error):
-            print_stderr(f"{name}: the system allows no more threads: use fewer (--workers).")
+            print_stderr(
+                f"{name}: the system allows no more threads: end what else runs, or raise its "
+                "limit (ulimit -u)."
+            )
         elif isinstance(error, MemoryError) or is_out_of_memory(error):
             print_stderr(f"{name}: memory is too small: end what else runs, or use another device.")
         else:

@@ -152,14 +152,19 @@ def is_same_file(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str],
+    write: Callable[[IO[bytes]], object],
+    *,
+    through_links: bool = True,
+) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it under its name at once.
 
     Whatever interrupts it, ``path`` holds either what it held before or all of the new content.
-    Raises InputError where the place cannot be written to.
+    ``through_links``: a link stays one, and what it leads to is written; else a file takes its
+    place. Raises InputError where the place cannot be written to.
     """
-    # Through links to the file itself, so that a link stays one.
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path) if through_links else path)
     temporary = _temporary(path)
     try:
         with open(temporary, "xb") as file:
@@ -201,10 +206,12 @@ def remove_leftovers(folder: Path, name: str = "*", seconds: float = 0) -> None:
                 path.unlink()
 
 
-def copy_atomically(source: Path, target: Path) -> None:
+def copy_atomically(source: Path, target: Path, *, through_links: bool = True) -> None:
     """Copy a file so that ``target`` is never half-written. Raises InputError as above."""
     with open(source, "rb") as file:
-        write_atomically(target, lambda out: shutil.copyfileobj(file, out))
+        write_atomically(
+            target, lambda out: shutil.copyfileobj(file, out), through_links=through_links
+        )
 
 
 def cpu_count() -> int:

@@ -38,9 +38,9 @@ def figures(index: str, out: str) -> dict[str, object]:
     written, seen, losses, looked = [], [], [], []
     write = face_gender.files.write_atomically
 
-    def noted(path: os.PathLike[str], *arguments: object) -> None:
+    def noted(path: os.PathLike[str], *arguments: object, **options: bool) -> None:
         written.append(str(path))
-        write(path, *arguments)  # type: ignore[arg-type]
+        write(path, *arguments, **options)  # type: ignore[arg-type]
 
     for module in (face_gender.files, checkpoint, run_folder):
         module.write_atomically = noted  # type: ignore[attr-defined]

@@ -120,6 +120,13 @@ def test_what_no_file_system_knows_is_a_sentence(capsys) -> None:
     assert "no.pth does not exist" in capsys.readouterr().err
 
 
+def test_ray_missing_is_a_sentence_with_its_own_cure(weights: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert example.main(["in", "out", "--weights", str(weights)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install -r requirements-scale.txt" in line
+
+
 @pytest.mark.slow
 def test_a_cluster_of_this_machine_and_a_second_run_that_goes_on(
     weights: Path, folder: Path, tmp_path: Path

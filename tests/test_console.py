@@ -15,8 +15,9 @@ import pytest
 import torch
 from conftest import ROOT
 from sentences import one_sentence
+from tqdm.auto import tqdm
 
-from face_gender.console import in_notebook, progress_bar, run_command
+from face_gender.console import STDERR, in_notebook, progress_bar, run_command
 
 
 class Terminal(io.StringIO):
@@ -30,6 +31,13 @@ def test_work_of_a_moment_shows_no_progress(stream: type, monkeypatch: pytest.Mo
     with progress_bar(10, "index") as bar:
         bar.update(10)
     assert sys.stderr.getvalue().strip() == ""  # type: ignore[attr-defined]
+
+
+def test_a_line_clears_the_bar_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar(10, "index"):
+        tqdm.write("said", file=STDERR)
+        assert "\rsaid\n\rindex:" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

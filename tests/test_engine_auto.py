@@ -196,6 +196,24 @@ def test_a_broken_openvino_is_told_before_the_graph_is_made(
     assert "openvino cannot be imported (No module named" in line
 
 
+def test_a_broken_openvino_costs_no_kept_graph(
+    cache: Path, weights: Path, source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "WORTH_COMPILING", 0)
+    before = list(cache.iterdir())
+
+    def broken() -> None:
+        raise InputError("openvino cannot be imported")
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(auto, "openvino_core", broken)
+        assert engine_of(chosen(weights, source, said=said)) == "torch"
+    assert len(said) == 1
+    assert list(cache.iterdir()) == before
+    assert engine_of(chosen(weights, source)) == "openvino"
+
+
 def test_a_graph_beside_the_weights_goes_on_too(
     cache: Path,
     weights: Path,

@@ -336,18 +336,19 @@ def test_a_leak_is_refused_unless_it_is_asked_for(place: Path, capsys: Capture) 
     assert figures(place)["seen_in_training"] == 8
 
 
+@pytest.mark.parametrize(("module", "name"), [(predict, "evaluate"), (Index, "open")])
 def test_weights_replaced_in_the_meantime_are_a_sentence(
-    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    module: Any, name: str, place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a training that goes on: the figures would name others than predicted."""
-    real = predict.evaluate
+    real = getattr(module, name)
 
     def replaced(*given: Any, **options: Any) -> Any:
         found = real(*given, **options)
         make_checkpoint(seed=9).save(place / "best.pth")
         return found
 
-    monkeypatch.setattr(predict, "evaluate", replaced)
+    monkeypatch.setattr(module, name, replaced)
     assert "best.pth was replaced while it was in use" in refused(place, capsys)
 
 

@@ -112,12 +112,15 @@ def test_without_opencv_an_index_with_landmarks_is_refused_in_a_sentence(
 def test_landmarks_that_are_no_numbers_are_refused_by_row(tmp_path: Path, weights: Path) -> None:
     """Such as those of a spreadsheet that writes decimals with a comma."""
     index = Index.create(data_set(tmp_path / "data"), tmp_path / "index.csv", progress=False)
-    table = index.table.astype({"nose_x": object})
+    table = index.table.astype(dict.fromkeys(COORDINATES, object))
     table.loc[3, "nose_x"] = "0,51234"
     transform = load_checkpoint(weights).preprocessing.eval_transform()
     with pytest.raises(InputError, match="row 4: nose_x '0,51234' is no number") as caught:
         FaceDataset(replace(index, table=table), None, transform)
     sentence(caught)
+    for i, empty in enumerate(("", " ", "NA", "NaN", None)):  # as R and pandas write no face
+        table.loc[i, list(COORDINATES)] = empty
+    assert len(FaceDataset(replace(index, table=table), None, transform)[3][0]) == 3
 
 
 @pytest.mark.parametrize("progress", [True, False])

@@ -50,6 +50,22 @@ def test_a_link_stays_a_link_when_written_to(tmp_path: Path) -> None:
     assert (tmp_path / "target.json").read_text() == "new"
 
 
+def test_a_file_can_take_a_links_place_at_once(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    found = []
+
+    def write(file: IO[bytes]) -> None:
+        found.append(link.read_text())
+        file.write(b"new")
+
+    write_atomically(link, write, through_links=False)
+    assert found == ["old"]  # until then, nothing is missing
+    assert not link.is_symlink() and link.read_text() == "new"
+    assert target.read_text() == "old"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other limits elsewhere")
 def test_where_a_link_leads_and_how_long_a_name_may_be_are_told_before_the_work(
     tmp_path: Path,

@@ -553,6 +553,36 @@ def test_foreign_weights_are_kept_when_a_run_goes_on_and_no_link_is_written_thro
     assert not (out / "best.pth").is_symlink()
 
 
+def test_a_last_pth_that_cannot_be_read_is_no_reason_to_begin_anew(
+    index: Index, tmp_path: Path
+) -> None:
+    stop_after(1, QUICK, index, tmp_path)
+    last = tmp_path / QUICK.name / "last.pth"
+    last.unlink()
+    last.mkdir()
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=r"last.pth") as caught:
+        run(QUICK, index, tmp_path, resume=True)
+    sentence(caught)
+    assert files(tmp_path) == before
+
+
+def test_a_last_pth_that_cannot_be_read_once_accuses_nobody(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = run_folder.sha256_of, []
+
+    def fails_first(path: Path) -> str:
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(run_folder, "sha256_of", fails_first)
+    assert len(run(replace(QUICK, epochs=2), index, tmp_path)) == 2
+    assert len(calls) > 1
+
+
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 

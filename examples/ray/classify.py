@@ -24,8 +24,8 @@ try:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     from pyarrow.fs import FileSelector, FileSystem, FileType
-except ModuleNotFoundError as error:
-    sys.exit(f"{error.name} is missing: pip install -r requirements-scale.txt.")
+except ImportError as error:
+    sys.exit(f"{first_line(error)}: pip install -r requirements-scale.txt.")
 if TYPE_CHECKING:
     import ray.data
 
@@ -173,7 +173,10 @@ def run(options: argparse.Namespace) -> None:
     check_apart(options.input, options.output)
     options.weights = find_weights(options.weights).absolute()  # here: one file for all machines
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
-    import ray  # here: it takes seconds
+    try:
+        import ray  # here: it takes seconds
+    except ImportError as error:
+        raise InputError(f"{first_line(error)}: pip install -r requirements-scale.txt.") from error
 
     try:
         ray.init(
@@ -225,8 +228,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f"python -m {NAME}",
         description="Label face pictures on the machines of a Ray cluster, into parquet files.",
-        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 or 143 interrupted: the same "
-        "command goes on with what is missing",
+        epilog="exit codes: 0 written, 1 could not run, 2 usage, 130 interrupted by Ctrl-C: the "
+        "same command goes on with what is missing",
     )
     add = parser.add_argument
     place = "a path that all machines have, or a URI such as s3://bucket/folder"

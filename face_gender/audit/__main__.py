@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from face_gender import RECIPE_NAMES
-from face_gender.errors import InputError
+from face_gender.errors import InputError, first_line
 
 _NAME = "face_gender.audit"
 _NEEDED = ("cleanlab", "cleanvision", "faiss", "scipy", "sklearn")
@@ -106,11 +106,13 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             jobs=options.jobs,
         )
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         name = (error.name or "").split(".")[0]
         if name not in _NEEDED:
             raise
-        raise InputError(f"{name} is missing: pip install -r requirements-audit.txt") from error
+        raise InputError(
+            f"{name} cannot be used ({first_line(error)}): pip install -r requirements-audit.txt"
+        ) from error
     print_stdout(report.summary())
 
 

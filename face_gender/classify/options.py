@@ -22,7 +22,8 @@ def parse(arguments: Sequence[str] | None, name: str) -> argparse.Namespace:
         prog=usage_name(name),
         description="Label every face picture male or female.",
         epilog="exit codes: 0 written, 1 could not run, 2 usage, 3 files skipped (with --strict), "
-        "130 and 143 interrupted by Ctrl-C and by SIGTERM (what was predicted is written)",
+        "130 and 143 interrupted by Ctrl-C and by SIGTERM (what was predicted is "
+        "written, or kept for --resume)",
     )
     parser.add_argument(
         "pictures",

@@ -104,7 +104,7 @@ def write_results(
     left: int = 0,
     every_face: bool = False,
 ) -> None:
-    """Write the results atomically, sorted by name, as UTF-8.
+    """Write the results atomically, sorted by name, as UTF-8 (names that are not keep their bytes).
 
     "flat": {name: label}. "full": {"model": …, "results": {name: {label, confidence,
     probabilities, face}}, "skipped": {name: reason}}, and "unanswered": ``left`` where an

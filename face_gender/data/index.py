@@ -165,12 +165,12 @@ class Index:
             raise InputError(f"{self.name} has no pictures in split {name!r}: use other ratios.")
         return replace(self, table=rows)
 
-    def with_landmarks(self, progress: bool = True) -> Index:
+    def with_landmarks(self, progress: bool = True, threads: int | None = None) -> Index:
         """Return the index with the columns of `find_landmarks`, found now where it has none.
 
         Raises InputError where the detector's packages are missing.
         """
-        return replace(self, table=add_landmarks(self.table, self.source, progress))
+        return replace(self, table=add_landmarks(self.table, self.source, progress, threads))
 
     def hashes(self) -> list[str]:
         """Return each row's sha256, of its file where the table has none; "" for no file."""
@@ -221,7 +221,7 @@ def _check_has_split(index: Index) -> None:
     if "split" not in index.table:
         raise InputError(
             f"{index.name} has no column split: make one with data_split.py {index.name} "
-            "--output NEW, or choose all rows with --split all (split=None)."
+            "--output NEW; evaluation alone can do without (--split all, split=None)."
         )
 
 

@@ -30,14 +30,17 @@ COORDINATES = (
     *(f"{point}_{axis}" for point in POINTS for axis in "xy"),
 )
 COLUMNS = ("faces", *COORDINATES)
+_EMPTY = ("", "na", "nan", "<na>")  # what programs write into a cell where there is nothing
 
 
-def find_landmarks(source: Source, names: Sequence[str], progress: bool = True) -> pd.DataFrame:
+def find_landmarks(
+    source: Source, names: Sequence[str], progress: bool = True, threads: int | None = None
+) -> pd.DataFrame:
     """Return the columns COLUMNS for each picture; empty where it cannot be read.
 
     ``faces``: how many were found; the others are those of the most prominent one, as fractions
-    of the upright picture's width and height, NaN where there is none. Raises InputError where
-    the detector's packages are missing.
+    of the upright picture's width and height, NaN where there is none. ``threads``: as many as
+    there are processors by default. Raises InputError where the detector's packages are missing.
     """
     detector = load_detector()
 
@@ -53,7 +56,7 @@ def find_landmarks(source: Source, names: Sequence[str], progress: bool = True) 
 
     rows = []
     bar = progress_bar(len(names), "faces", shown=progress)
-    with threads_on_one_core_each(cpu_count(), leave_running=True) as pool, bar:
+    with threads_on_one_core_each(threads or cpu_count(), leave_running=True) as pool, bar:
         for row in map_in_order(pool, find, names):
             rows.append(row)
             bar.update()
@@ -82,7 +85,8 @@ def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:
     for name in COORDINATES:
         numbers = pd.to_numeric(table[name], errors="coerce")
         cells = table[name].astype(object)
-        wrong = cells[numbers.isna() & cells.notna() & (cells != "")]
+        empty = cells.isna() | cells.astype(str).str.strip().str.casefold().isin(_EMPTY)
+        wrong = cells[numbers.isna() & ~empty]
         if len(wrong):
             raise InputError(
                 f"the index, row {wrong.index[0] + 1}: {name} {excerpt(str(wrong.iloc[0]))!r} is "
@@ -92,14 +96,16 @@ def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:
     return np.stack(columns, axis=1)
 
 
-def add_landmarks(table: pd.DataFrame, source: Source, progress: bool = True) -> pd.DataFrame:
+def add_landmarks(
+    table: pd.DataFrame, source: Source, progress: bool = True, threads: int | None = None
+) -> pd.DataFrame:
     """Return a table of paths with the columns of `find_landmarks`, found where it has none.
 
     Warns where pictures cannot be read.
     """
     if all(name in table for name in COLUMNS):
         return table
-    found = find_landmarks(source, table["path"].tolist(), progress)
+    found = find_landmarks(source, table["path"].tolist(), progress, threads)
     unread = table["path"].to_numpy()[found["faces"].isna()]
     if len(unread):
         warnings.warn(

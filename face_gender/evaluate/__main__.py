@@ -121,15 +121,15 @@ def run(options: argparse.Namespace) -> None:
         from face_gender.data.index import Index
         from face_gender.model.checkpoint import read_checkpoint
 
+    known = _digests(options)  # before any of them is read
     checkpoint = read_checkpoint(options.weights)
     index = Index.open(options.index, options.data)
     rows = index.split(None if options.split == "all" else options.split)
     columns = _columns(options, rows.table)
     _check_folder(options, index)
-    known = _digests(options)
     with warnings_as_lines():
         warnings.simplefilter("ignore", UnreadablePictureWarning)  # they are told below
-        report = _evaluate(options, checkpoint, rows, columns)
+        report = _evaluate(options, known, checkpoint, rows, columns)
     for given, digest in _digests(options).items():
         if digest != known[given]:
             raise InputError(f"{given} was replaced while it was in use: give the command again.")
@@ -144,7 +144,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _digests(options: argparse.Namespace) -> dict[Path, str]:
-    return {path: sha256_of(path) for path in (options.weights, options.index)}
+    """Return the sha256 of what is read, "" where it is no file, which its reader will tell."""
+    given = (options.weights, options.index)
+    return {path: sha256_of(path) if path.is_file() else "" for path in given}
 
 
 def _columns(options: argparse.Namespace, rows: pd.DataFrame) -> list[str]:
@@ -177,7 +179,11 @@ def _check_folder(options: argparse.Namespace, index: Index) -> None:
 
 
 def _evaluate(
-    options: argparse.Namespace, checkpoint: Checkpoint, rows: Index, columns: Sequence[str]
+    options: argparse.Namespace,
+    digests: dict[Path, str],
+    checkpoint: Checkpoint,
+    rows: Index,
+    columns: Sequence[str],
 ) -> Report:
     from face_gender.evaluate.predict import evaluate
     from face_gender.evaluate.report import Report, by_condition, by_value
@@ -199,9 +205,9 @@ def _evaluate(
         tried, result = {}, evaluate(options.weights, rows, None, **how)
     facts = {
         "weights": options.weights.name,
-        "weights_sha256": sha256_of(options.weights),
+        "weights_sha256": digests[options.weights],
         "index": options.index.name,
-        "index_sha256": sha256_of(options.index),
+        "index_sha256": digests[options.index],
         "split": options.split,
         "flip": options.flip,
         "temperature": checkpoint.temperature,

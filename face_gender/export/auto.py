@@ -57,22 +57,22 @@ def with_graph(
     is_worth_it = begun.get("engine") == "openvino" if begun else pictures >= WORTH_COMPILING
     if not on_slow_cpu or not is_worth_it or not _installed("openvino"):
         return classifier
-    path = None
+    graph: Path | None = None
     try:
         path = _kept(begun, weights) if begun else cached_path(classifier, weights, source, names)
-        if path is None or (not begun and _is_unsure(classifier, source, names)):
+        if path is None or not (path.is_file() or _can_make(pictures)):
             return classifier
-        if not path.is_file():
-            can_be_made = _installed("onnx", "onnxscript", "onnxruntime")
-            if pictures < WORTH_MAKING or not can_be_made:
-                return classifier
-            openvino_core()  # before the work: a broken package is told in a moment
-            _make(path, classifier, weights, source, names, say)
-        return replace(classifier, engine=OpenVino(classifier.checkpoint, weights, graph=path))
+        openvino_core()  # before the work: a broken package is told in a moment
+        if not begun and _is_unsure(classifier, source, names):
+            return classifier
+        graph = path
+        if not graph.is_file():
+            _make(graph, classifier, weights, source, names, say)
+        return replace(classifier, engine=OpenVino(classifier.checkpoint, weights, graph=graph))
     except Exception as error:  # of libraries that are there for speed alone
-        if path is not None and not begun:  # else another command can go on with it
+        if graph is not None and not begun:  # else another command can go on with it
             with suppress(OSError):
-                path.unlink()
+                graph.unlink()
         say(f"by torch, as the 8-bit graph cannot be used ({first_line(error)})")
         return classifier
 
@@ -117,6 +117,10 @@ def _equivalent(classifier: Classifier, pictures: int) -> float:
     """Return how many pictures of 96 x 96 cost each processor as much as these."""
     preprocessing = classifier.checkpoint.preprocessing
     return pictures * preprocessing.height * preprocessing.width / (96 * 96 * cpu_count())
+
+
+def _can_make(pictures: float) -> bool:
+    return pictures >= WORTH_MAKING and _installed("onnx", "onnxscript", "onnxruntime")
 
 
 def _installed(*names: str) -> bool:

@@ -201,9 +201,9 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint | dict[str, Tensor]
 def start_from(model: nn.Module, path: str | os.PathLike[str], name: str) -> Tensor:
     """Load the weights of any such file into a net that is to be trained for `CLASSES`.
 
-    A last layer for other classes stays new, with a warning. ``name``: of the net, for sentences.
-    Returns the hashes, (n,) int64, of the pictures that the weights have seen, as far as the file
-    knows them. Raises InputError.
+    A last layer of another number of outputs stays new, with a warning. ``name``: of the net, for
+    sentences. Returns the hashes, (n,) int64, of the pictures that the weights have seen, as far
+    as the file knows them. Raises InputError.
     """
     found = read_weights(path)
     known = found if isinstance(found, Checkpoint) else None

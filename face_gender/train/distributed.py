@@ -108,7 +108,9 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
             f"RANK and the like are not as torchrun sets them ({error}): start with torchrun."
         ) from error
     world = World(rank, size, local_rank, local_size, _job())
-    if size > 1 and device in ("auto", "cuda") and local_rank < torch.cuda.device_count():
+    # A driver too old for this torch counts GPUs that are not available.
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if size > 1 and device in ("auto", "cuda") and local_rank < gpus:
         torch.cuda.set_device(local_rank)  # first, or each process would try GPU 0
     chosen = pick_device(device)
     if size == 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from face_gender import CLASSES
-from face_gender.console import Stderr
+from face_gender.console import STDERR
 from face_gender.data.dataset import Batch, FaceDataset, FaceLoader, make_loader, soft_labels
 from face_gender.data.index import Index
 from face_gender.devices import in_bits, keep_freed_memory, mixed_precision
@@ -123,7 +123,8 @@ class Run:
         """Return the index with landmarks, of which each process finds its share for all."""
         rank, size, places = self.world.rank, self.world.size, np.arange(len(index))
         share = replace(index, table=index.table.iloc[rank::size])
-        every = self.world.all_gather(share.with_landmarks(self.progress).table)
+        found = share.with_landmarks(self.progress, self.world.processors)
+        every = self.world.all_gather(found.table)
         order = np.concatenate([places[each::size] for each in range(size)]).argsort()
         return replace(index, table=pd.concat(every).iloc[order])
 
@@ -187,7 +188,7 @@ class Run:
     def say(self, line: str) -> None:
         """Write a line to stderr, beside the progress bars; without them, nothing."""
         if self.progress:
-            tqdm.write(line, file=Stderr())
+            tqdm.write(line, file=STDERR)
 
     def close(self) -> None:
         """End the loaders' workers."""

@@ -101,7 +101,7 @@ class RunFolder:
         self._own: str | None = None  # the digest of last.pth as this object has read or written it
 
     def _digest(self) -> str | None:
-        """Return the sha256 of last.pth, None where there is none.
+        """Return the sha256 of last.pth, None where it cannot be read.
 
         Its time would do, but for drives in the network, which may change it later.
         """
@@ -111,16 +111,16 @@ class RunFolder:
 
     def _check_own(self) -> None:
         """Raise InputError where another training has begun in the folder since the last epoch."""
-        if self._digest() not in (self._own, None):
+        if self._own and self._digest() not in (self._own, None):
             raise InputError(
-                f"another training writes into {self.path}, and has moved this one's epochs to "
-                "earlier_1 or the like there: give each an --output of its own."
+                f"another training writes into {self.path}, and may have moved this one's epochs "
+                "to earlier_1 or the like there: give each an --output of its own."
             )
 
     def check_writable(self) -> None:
         """Raise InputError where nothing can be written, before any work; make nothing."""
         for folder in (self.path, self.out):
-            there = next(filter(os.path.exists, (folder, *folder.absolute().parents)))
+            there = next(filter(os.path.exists, (folder, *folder.absolute().parents)), folder)
             if not there.is_dir() or not os.access(there, os.W_OK):
                 reason = errno.EACCES if there.is_dir() else errno.ENOTDIR
                 raise self._unwritable(os.strerror(reason))
@@ -131,9 +131,9 @@ class RunFolder:
 
     def load(self) -> tuple[Checkpoint, TrainingState] | None:
         """Read last.pth, None where there is none. Raises InputError for one that is damaged."""
-        self._own = self._digest()
-        if self._own is None:
+        if not self.last.exists():
             return None
+        self._own = self._digest()
         content = read_content(self.last)
         checkpoint = parse_content(content, self.last)
         return checkpoint, TrainingState.from_dict(content.get("training"), self.last)
@@ -265,10 +265,8 @@ def _write_csv(history: Sequence[Mapping[str, Any]], file: IO[bytes]) -> None:
 
 
 def _replace(best: Path, epoch: Path) -> None:
-    """Make a best.pth a copy of an epoch's file; a link, which leads to another epoch's, goes."""
-    if best.is_symlink():
-        best.unlink()
-    copy_atomically(epoch, best)
+    """Make a best.pth a copy of an epoch's file; a link may lead to another epoch's, and goes."""
+    copy_atomically(epoch, best, through_links=False)
 
 
 def _same(one: Path, other: Path) -> bool:
