@@ -220,6 +220,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    available = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     tried: list[list[int]] = []
 
     def pick_device(name: str) -> torch.device:
@@ -233,6 +235,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
             join("cuda")
         assert "4 processes share 2 GPUs" in sentence(caught)
     assert tried == [[1], [1]]  # its own GPU first, and none that is not there
+    available = False  # as with a driver that is too old, which counts GPUs all the same
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(InputError):
+        join("cuda")
+    assert taken == [1]
 
 
 @pytest.mark.parametrize(

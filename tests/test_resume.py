@@ -265,12 +265,12 @@ def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """End the run just before one of its files has its name; so it ends just after the last one."""
     count = 0
 
-    def write(path: Path, *arguments: Any) -> None:
+    def write(path: Path, *arguments: Any, **options: bool) -> None:
         nonlocal count
         count += 1
         if count == at:
             raise Crash
-        write_atomically(path, *arguments)
+        write_atomically(path, *arguments, **options)
 
     monkeypatch.setattr("face_gender.files.write_atomically", write)
     monkeypatch.setattr("face_gender.model.checkpoint.write_atomically", write)
