@@ -84,14 +84,12 @@ def coordinates_of(table: pd.DataFrame) -> npt.NDArray[np.float32]:
     columns = []
     for name in COORDINATES:
         numbers = pd.to_numeric(table[name], errors="coerce")
-        cells = table[name].astype(object)
-        empty = cells.isna() | cells.astype(str).str.strip().str.casefold().isin(_EMPTY)
-        wrong = cells[numbers.isna() & ~empty]
-        if len(wrong):
-            raise InputError(
-                f"the index, row {wrong.index[0] + 1}: {name} {excerpt(str(wrong.iloc[0]))!r} is "
-                "no number: write it with a decimal point, or make the index again."
-            )
+        for row, cell in table[name][numbers.isna()].items():
+            if not (pd.isna(cell) or str(cell).strip().casefold() in _EMPTY):
+                raise InputError(
+                    f"the index, row {row + 1}: {name} {excerpt(str(cell))!r} is no number: write "
+                    "it with a decimal point, or make the index again."
+                )
         columns.append(numbers.to_numpy(np.float32, na_value=np.nan))
     return np.stack(columns, axis=1)
 
